@@ -1,0 +1,116 @@
+"""Launching regions: the one place that decides in which order tasks and their blocks run, and that counts them.
+
+Today's order is program order: a region runs when the orchestration reaches it, its blocks from 0 up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from pypto_models.errors import Diag, user_error
+from pypto_models.ir.expr import Expr, Number, evaluate
+from pypto_models.ir.nodes import Bind, Block, For, If, Region, Scope
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+INTERVAL_S = 0.05  # at most 20 reports per second
+
+
+class Launcher:
+    """Called by the program as ``launch(region, count, *inputs)``; ``count`` is None for a single task."""
+
+    def __init__(self, labels: Mapping[str, str], known: Mapping[str, int], progress: Progress | None) -> None:
+        self.labels = labels
+        self.known = known  # blocks that were counted before the run, by region
+        self.total = sum(known.values())
+        self.done = 0
+        self.tasks = 0
+        self.progress = progress
+        self.reported = -INTERVAL_S
+
+    def order(self, count: int) -> Iterable[int]:
+        """The order of the blocks of one region."""
+        return range(count)
+
+    def __call__(self, body: Callable[..., Any], count: int | None, *inputs: object) -> Any:
+        name = body.__name__
+        blocks = 1 if count is None else count
+        if blocks < 0:
+            raise user_error(
+                Diag.ARITHMETIC, op="pl.spmd", why=f"the number of blocks is {blocks}",
+                fix="keep it at 0 or more: pl.max(n, 0)",
+            )  # fmt: skip
+        if name not in self.known:
+            self.total += blocks
+        self.tasks += 1
+        results = None
+        for block in self.order(blocks):
+            results = body(block, *inputs)
+            self.done += 1
+            if self.progress is not None:
+                self.report(name)
+        return results
+
+    def report(self, name: str) -> None:
+        now = time.perf_counter()
+        if self.progress is not None and (now - self.reported >= INTERVAL_S or self.done == self.total):
+            self.reported = now
+            self.progress(self.done, self.total, self.labels[name])
+
+    def task(self) -> int:
+        """The id of the task launched last."""
+        return self.tasks
+
+
+class _Unknown(Exception):
+    """An expression depends on data."""
+
+
+def count_blocks(body: Block, names: Mapping[int, str], values: Mapping[Expr, Number]) -> dict[str, int]:
+    """Blocks of each region whose number follows from extents and scalar arguments.
+
+    ``names`` gives regions by identity.  Regions under a loop or a branch that depends on data are left out.
+    """
+    env = dict(values)
+    counts: dict[str, int] = {}
+
+    def lookup(x: Expr) -> Number:
+        if x not in env:
+            raise _Unknown
+        return env[x]
+
+    def value(x: Expr) -> Number | None:
+        try:
+            return evaluate(x, lookup)
+        except _Unknown:
+            return None
+        except ValueError:  # a zero divisor: the run reports it with its place
+            return None
+
+    def visit(block: Block, trips: int) -> None:
+        for s in block:
+            if isinstance(s, Bind):
+                known = value(s.value)
+                if known is not None:
+                    env[s.var] = known
+            elif isinstance(s, Region):
+                blocks = 1 if s.count is None else value(s.count)
+                if blocks is not None:
+                    counts[names[id(s)]] = trips * max(int(blocks), 0)
+            elif isinstance(s, For):
+                bounds = [value(x) for x in (s.start, s.stop, s.step)]
+                if None not in bounds and bounds[2] != 0:
+                    start, stop, step = (int(b) for b in bounds if b is not None)
+                    visit(s.body, trips * len(range(start, stop, step)))
+            elif isinstance(s, If):
+                taken = value(s.cond)
+                if taken is not None:
+                    visit(s.then if taken else s.orelse, trips)
+            elif isinstance(s, Scope):
+                visit(s.body, trips)
+
+    visit(body, 1)
+    return counts
+
+

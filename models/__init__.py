@@ -1,0 +1,1 @@
+"""Models written in the tile language, each with a torch-only reference."""

@@ -1,0 +1,1 @@
+"""The intermediate representation: types, scalar expressions, statements, printer, verifier."""

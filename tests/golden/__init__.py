@@ -1,0 +1,1 @@
+"""The harness, tried on small programs that are wrong in one known way each."""

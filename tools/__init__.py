@@ -1,0 +1,1 @@
+"""Command line tools: thin mains over importable functions.  Run one with `python -m tools.<name>`."""
