@@ -44,6 +44,12 @@ NOWHERE = Span("<generated>", 0)
 class Diag(Enum):
     """Catalogue of user mistakes: ``(message, fix)`` templates, filled by :class:`UserError` fields."""
 
+    def __new__(cls, message: str, fix: str) -> Diag:
+        # The position keeps members with equal templates apart: an Enum would make them one.
+        member = object.__new__(cls)
+        member._value_ = (message, fix, len(cls.__members__))
+        return member
+
     # --- front end: Python subset and names
     SYNTAX = ("{what} is not part of the kernel language", "{fix}")
     NOT_A_KERNEL = ("{what} is not a kernel", "decorate the function with @pl.jit")
@@ -88,6 +94,10 @@ class Diag(Enum):
     ALIGNMENT = ("{what} on {target}: {why}", "{fix}")
     NO_PATH = ("{what}: {target} cannot move data from {source} to {dest}", "{fix}")
     SPILL = ("{name!r} is defined per block and cannot be read outside of its region", "{fix}")
+    SPILL_VALID = (
+        "the valid rectangle of {name!r} on axis {axis} depends on {what}, which is not known outside of its region",
+        "pl.fillpad the tile before the region ends, or compute the extent before the region",
+    )
     # --- targets, tiling, arguments
     UNKNOWN_TARGET = ("unknown {kind} {name!r}", "known: {known}")
     TILING = ("{file}: {why}", "{fix}")

@@ -54,7 +54,7 @@ class Figures:
     clock_hz: float | None = None
     l2_bytes: int | None = None
     l2_line_bytes: int | None = None
-    transfer_bytes: int | None = None  # contiguous bytes below which a transfer to or from global memory is slow
+    transfer_bytes: int | None = None  # transfers with shorter contiguous runs are slow
     grid_barrier_s: float | None = None
     fp32_mma_passes: int | None = None  # passes of an fp32 product, where a half-precision one takes one
 
@@ -104,7 +104,9 @@ def known_targets() -> tuple[str, ...]:
 def load_target(name: str) -> Target:
     """The target ``name``; raises a user error that lists the known names."""
     if name not in known_targets():
-        raise user_error(Diag.UNKNOWN_TARGET, NOWHERE, kind="target", name=name, known=", ".join(known_targets()))
+        raise user_error(
+            Diag.UNKNOWN_TARGET, NOWHERE, kind="target", name=name, known=", ".join(known_targets())
+        )
     path = FOLDER / f"{name}.yaml"
     target = parse_target(path.read_text(encoding="utf-8"), str(path))
     if target.name != name:

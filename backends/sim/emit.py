@@ -16,6 +16,7 @@ statement, and :mod:`.blame` reads the rest from the frame that failed.
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections import Counter
@@ -27,7 +28,7 @@ from pypto_models.errors import Diag, InternalError, user_error
 from pypto_models.ir.expr import Binary, Const, DimVar, Expr, Unary, Var
 from pypto_models.ir.nodes import Arg, Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
 from pypto_models.ir.rewrite import defs, uses
-from pypto_models.ops import memory
+from pypto_models.ops import REGISTRY, memory
 from pypto_models.ops.registry import OpDef
 from pypto_models.ops.value import torch_dtype
 
@@ -57,8 +58,10 @@ class Program:
 
 
 KERNEL = "kernel"
-_RESERVED = ("block", "bool", "create", "float", "int", "join_tile", "kernel", "launch", "max", "min", "range",
-             "split_tile")  # fmt: skip
+_RESERVED = (
+    KERNEL, "launch", "block", "create", "split_tile", "join_tile",
+    "bool", "float", "int", "max", "min", "range",
+)  # fmt: skip
 
 
 def emit(function: Function) -> Program:
@@ -85,7 +88,7 @@ class _Emitter:
         self.namespace: dict[str, object] = {
             "create": create, "split_tile": split_tile, "join_tile": join_tile,
         }  # fmt: skip
-        self.taken = set(_RESERVED)
+        self.taken = {*_RESERVED, *keyword.kwlist, *REGISTRY.by_name}
         self.names: dict[Expr, tuple[str, ...]] = {}
         self.constants: dict[tuple[type, object], str] = {}
         self.regions: dict[str, Region] = {}
@@ -257,7 +260,8 @@ class _Emitter:
             shape, dtype, init = (s.arg(n) for n in ("shape", "dtype", "init_value"))
             element = self.constant(torch_dtype(dtype), f"torch_{dtype}")  # type: ignore[arg-type]
             (name,) = self.define(s.result)
-            self.line(f"{name} = create({s.result.name!r}, {self.arg(shape)}, {element}, {self.arg(init)})", s)
+            args = f"{s.result.name!r}, {self.arg(shape)}, {element}, {self.arg(init)}"
+            self.line(f"{name} = create({args})", s)
             return
         axis = split_axis(s)
         if axis is None:
@@ -278,7 +282,8 @@ class _Emitter:
             raise InternalError(f"{op.name} has no reference")
         args = ", ".join(self.arg(a, lane) for a in s.args)
         results = ", ".join(self.define(r)[lane] for r in s.results)
-        text = f"{self.constant(op.reference, op.name)}({args})"
+        self.namespace[op.name] = op.reference
+        text = f"{op.name}({args})"
         self.line(f"{results} = {text}" if results else text, origin or s, None if origin is None else lane)
 
     def loop(self, s: For) -> None:

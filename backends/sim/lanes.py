@@ -2,8 +2,8 @@
 
 A tile variable with ``type.split`` is two values.  Lane 0 owns the first half, rounded up, lane 1 the rest.
 An op on split tiles runs once per lane, with its arguments narrowed here: shapes to the lane's extents,
-offsets into global memory moved by the lane's start, valid extents cut to the lane's share.  Operands with one
-element on the split axis are whole and both lanes read them.  ``move`` splits (cube to vector) and joins.
+offsets into global memory moved by the lane's start, valid extents cut to the lane's share.  Operands with
+one element on the split axis are whole and both lanes read them.  ``move`` splits (cube to vector) and joins.
 """
 
 from __future__ import annotations
@@ -47,9 +47,10 @@ def lane_extent(extent: int, lane: int) -> int:
 def lane_let(let: Let, axis: int, lane: int) -> Let:
     """The op as one lane runs it.  Variables stay: each lane reads its own half of a split one."""
     for a in let.args:
-        if not is_split(a) and isinstance(a, Var) and isinstance(a.type, TileType):
-            if a.type.rank > axis and a.type.shape[axis] > 1:
-                raise InternalError(f"{let.op.name} at {let.span}: {a} is not split as the other tiles are")
+        if is_split(a) or not isinstance(a, Var) or not isinstance(a.type, TileType):
+            continue
+        if a.type.rank > axis and a.type.shape[axis] > 1:
+            raise InternalError(f"{let.op.name} at {let.span}: {a} is not split as the other tiles are")
     for r in let.results:
         if not is_split(r):
             raise InternalError(f"{let.op.name} at {let.span}: {r} is not split as its operands are")

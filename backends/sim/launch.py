@@ -1,4 +1,4 @@
-"""Launching regions: the one place that decides in which order tasks and their blocks run, and that counts them.
+"""Launching regions: the one place that orders tasks and their blocks, and that counts them.
 
 Today's order is program order: a region runs when the orchestration reaches it, its blocks from 0 up.
 """
@@ -20,13 +20,16 @@ INTERVAL_S = 0.05  # at most 20 reports per second
 class Launcher:
     """Called by the program as ``launch(region, count, *inputs)``; ``count`` is None for a single task."""
 
-    def __init__(self, labels: Mapping[str, str], known: Mapping[str, int], progress: Progress | None) -> None:
+    def __init__(
+        self, labels: Mapping[str, str], known: Mapping[str, int], progress: Progress | None
+    ) -> None:
         self.labels = labels
         self.known = known  # blocks that were counted before the run, by region
         self.total = sum(known.values())
         self.done = 0
         self.tasks = 0
         self.progress = progress
+        self.label = ""
         self.reported = -INTERVAL_S
 
     def order(self, count: int) -> Iterable[int]:
@@ -48,15 +51,16 @@ class Launcher:
         for block in self.order(blocks):
             results = body(block, *inputs)
             self.done += 1
-            if self.progress is not None:
-                self.report(name)
+            if self.progress is not None and time.perf_counter() - self.reported >= INTERVAL_S:
+                self.label = self.labels[name]
+                self.report()
         return results
 
-    def report(self, name: str) -> None:
-        now = time.perf_counter()
-        if self.progress is not None and (now - self.reported >= INTERVAL_S or self.done == self.total):
-            self.reported = now
-            self.progress(self.done, self.total, self.labels[name])
+    def report(self) -> None:
+        """Tell the caller where the run is; also called once at its end."""
+        if self.progress is not None:
+            self.progress(self.done, self.total, self.label)
+            self.reported = time.perf_counter()
 
     def task(self) -> int:
         """The id of the task launched last."""

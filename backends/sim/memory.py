@@ -30,10 +30,10 @@ class Buffer:
     def __init__(self, name: str, data: torch.Tensor, *, defined: bool, stable: bool = False) -> None:
         self.name = name
         self.data = data
-        self.shape: Extents = tuple(data.shape)
+        self.shape: Extents = tuple(int(d) for d in data.shape)
         self.stable = stable
         self.complete = defined or data.numel() == 0
-        self.base = data.storage_offset()
+        self.base = int(data.storage_offset())
         self._mask: torch.Tensor | None = None
         self._recount = data.numel()  # elements that stores must still bring before counting again can pay
         if not defined:
@@ -173,7 +173,8 @@ class View:
             return
         position = at + sum(i * s for i, s in zip(inside, self.strides, strict=True))
         raise user_error(
-            Diag.UNINITIALISED, op="this operation", tensor=self.buffer.name, index=self.buffer.place(position),
+            Diag.UNINITIALISED, op="this operation", tensor=self.buffer.name,
+            index=self.buffer.place(position),
             fix="write it first: a skipped block, a dead row or a padded lane leaves a hole",
         )  # fmt: skip
 
@@ -189,11 +190,11 @@ class View:
         error = user_error(
             Diag.BOUNDS, op="this operation", access=access, index=show_box(offsets, extents),
             tensor=buffer.name if whole else f"a view of {buffer.name}", extents=list(self.shape),
-            fix="clamp=True or valid_shape= cut a box off at the end; dead rows need an `if` around the access",
+            fix="clamp=True or valid_shape= cut a box off at the end; a dead row needs an `if` around the op",
         )  # fmt: skip
         if not whole:
-            error.notes.append(f"the box starts at {buffer.name}{self._in_buffer(offsets)}, {buffer.name} is "
-                               f"{list(buffer.shape)}")  # fmt: skip
+            start = f"{buffer.name}{self._in_buffer(offsets)}"
+            error.notes.append(f"the box starts at {start}; {buffer.name} is {list(buffer.shape)}")
         return error
 
     def _in_buffer(self, offsets: Sequence[int]) -> list[int] | str:

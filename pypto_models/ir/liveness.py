@@ -42,9 +42,10 @@ Frames: TypeAlias = tuple[Frame, ...]
 
 @dataclass
 class Liveness:
-    """``ranges`` of every variable, the blocks around its definition (``homes``, outermost first), and the
-    construct whose carried or merged value it is (``phis``)."""
+    """``ranges`` of every variable, the blocks around its definition (``homes``, outermost first), the
+    construct whose carried or merged value it is (``phis``), and the variables that the block only reads."""
 
+    free: tuple[Var, ...] = ()
     defined: dict[Var, int] = field(default_factory=dict)
     homes: dict[Var, Frames] = field(default_factory=dict)
     phis: dict[Var, int] = field(default_factory=dict)
@@ -100,9 +101,9 @@ class _Walk:
         self.block(block, (root,))
         root.end = self.tick() + 1
         parts: dict[Var, list[tuple[int, int]]] = {}
-        for v, _, _ in self.reads:
-            if v not in self.out.defined:
-                self.define(v, 0, (root,))
+        self.out.free = tuple(dict.fromkeys(v for v, _, _ in self.reads if v not in self.out.defined))
+        for v in self.out.free:
+            self.define(v, 0, (root,))
         for v, at in self.out.defined.items():
             parts[v] = [(at, at + 1)]
         for v, at in self.writes:

@@ -8,18 +8,18 @@ carry or merge it, since reading the text back would make it do so.
 
 from __future__ import annotations
 
-import builtins
 import keyword
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from .expr import Expr, Var
+from .expr import Var
 from .liveness import Frames, Liveness, Ranges, liveness, overlap, united
 from .nodes import Block, For, If, Let, Region
 from .rewrite import walk
+from .signature import definition
 
-RESERVED = frozenset({"pl", *keyword.kwlist, *dir(builtins)})
+RESERVED = frozenset({"pl", "min", "max", "abs", "range", "len", "int", "float", *keyword.kwlist})
 
 
 class _Group:
@@ -39,113 +39,100 @@ class _Group:
 
 
 class Names:
-    """The printed name of every variable of a block.  ``given`` are variables that keep their own names."""
+    """The printed name of every variable of a block.
 
-    def __init__(self, block: Block, given: Iterable[Var] = (), reserved: Iterable[str] = ()) -> None:
-        self._given = tuple(given)
-        self._live = liveness(block, self._given)
+    ``params`` and the variables that the block reads from outside keep their own names where they can.
+    """
+
+    def __init__(self, block: Block, params: Iterable[Var] = (), reserved: Iterable[str] = ()) -> None:
+        self._live = liveness(block, params)
+        self._given = tuple(dict.fromkeys((*params, *self._live.free)))
         self._groups = {v: _Group(v, self._live) for v in self._live.defined}
-        self._fixed: set[Var] = set()  # loop variables and block indices are never rebound
         self._coalesce(block)
         self._taken = {*RESERVED, *reserved}
         self._names: dict[Var, str] = {}
         self._assign()
 
     def __getitem__(self, v: Var) -> str:
-        return self._names[v]
+        return self._names.get(v, v.name)
 
-    def rename(self, v: Var, name: str) -> None:
-        self._names[v] = name
+    def rename(self, v: Var, name: str) -> str:
+        """From here on ``v`` is called ``name``; returns what it was called before."""
+        before, self._names[v] = self[v], name
+        return before
 
     def fresh(self, base: str) -> str:
         """A name that nothing else has."""
-        name = base = _identifier(base)
-        n = 0
-        while name in self._taken:
-            n += 1
-            name = f"{base}_{n}"
-        self._taken.add(name)
-        return name
+        return unique(base, self._taken)
 
     # ------------------------------------------------------------------------------------ groups
     def _coalesce(self, block: Block) -> None:
+        fixed: set[Var] = set()  # loop variables and block indices are never rebound
         for s in walk(block):
             if isinstance(s, For):
-                self._fixed.add(s.var)
+                fixed.add(s.var)
                 for c in s.carried:
                     self._join(c.param, c.result)
             elif isinstance(s, Region) and s.block is not None:
-                self._fixed.add(s.block)
-        edges = list(_edges(block))
-        alike = [(a, b) for a, b in edges if a.name == b.name]
-        for a, b in alike:
-            self._join(a, b)
-        self._fixed |= set(self._given)  # a parameter is only rebound where the user did so
-        for a, b in edges:
-            self._join(a, b)
+                fixed.add(s.block)
+        edges = [(a, b) for a, b in _edges(block) if a not in fixed and b not in fixed]
+        self._join_all([(a, b) for a, b in edges if a.name == b.name])
+        given = set(self._given)  # a parameter is only rebound where the user did so
+        self._join_all([(a, b) for a, b in edges if a not in given and b not in given])
 
-    def _join(self, a: Var, b: Var) -> None:
-        """Give two variables one name if that keeps the meaning of the text."""
+    def _join_all(self, edges: list[tuple[Var, Var]]) -> None:
+        while any([self._join(a, b) for a, b in edges]):  # a list: one join may make another one legal
+            pass
+
+    def _join(self, a: Var, b: Var) -> bool:
+        """Give two variables one name if that keeps the meaning of the text; True if it is new."""
         x, y = self._groups[a], self._groups[b]
-        if x is y or a in self._fixed or b in self._fixed or overlap(x.ranges, y.ranges):
-            return
+        if x is y or overlap(x.ranges, y.ranges):
+            return False
         homes, phis = x.homes | y.homes, x.phis | y.phis
         shared = _common(homes)
         if any(frame.construct not in phis for home in homes for frame in home[shared:]):
-            return
+            return False
         x.absorb(y)
         for v in y.members:
             self._groups[v] = x
+        return True
 
     # ------------------------------------------------------------------------------------ identifiers
     def _assign(self) -> None:
-        given = set(self._given)
-        for v in self._given:  # at the top, so that they get their names as they are
-            name = _identifier(v.name)
-            self._names[v] = name if name == "pl" or keyword.iskeyword(name) else self._claim(name)
-            if self._names[v] == name and name not in self._taken:
-                self._names[v] = self.fresh(name)
-        done: set[int] = set()
-        for v in sorted(self._live.defined, key=lambda v: (self._live.defined[v], v.uid)):
-            group = self._groups[v]
-            if id(group) in done:
+        names = {v: self.fresh(v.name) for v in self._given}
+        order = self._live.defined
+        for v in sorted(order, key=lambda v: (order[v], v.uid)):
+            if v in self._names:
                 continue
-            done.add(id(group))
-            owner = next((m for m in group.members if m in given), None)
-            if owner is not None:
-                name = self._names[owner]
-            else:
-                name = self.fresh(Counter(m.name for m in group.members).most_common(1)[0][0])
-            for m in group.members:
-                self._names[m] = name
-
-    def _claim(self, name: str) -> str:
-        return name
+            members = self._groups[v].members
+            name = next((names[m] for m in members if m in names), None)
+            if name is None:
+                name = self.fresh(Counter(m.name for m in members).most_common(1)[0][0])
+            self._names.update(dict.fromkeys(members, name))
 
 
 def _edges(block: Block) -> Iterator[tuple[Var, Var]]:
-    """Pairs that the text would like to have under one name, the most wanted first."""
+    """Pairs that should have one name, the most wanted first."""
     stmts = list(walk(block))
     for s in stmts:
-        if isinstance(s, Let) and s.op.name == "array_set":
-            yield from _pair(s.result, s.args[0])
+        if isinstance(s, Let) and (target := mutated(s)) is not None:
+            yield s.result, target
     for s in stmts:
         if isinstance(s, For):
-            for c in s.carried:
-                yield from _pair(c.param, c.next)
+            yield from ((c.param, c.next) for c in s.carried if isinstance(c.next, Var))
         elif isinstance(s, If):
-            for m in s.merged:
-                yield from _pair(m.result, m.then)
-                yield from _pair(m.result, m.orelse)
+            yield from ((m.result, x) for m in s.merged for x in (m.then, m.orelse) if isinstance(x, Var))
     for s in stmts:
         if isinstance(s, For):
-            for c in s.carried:
-                yield from _pair(c.param, c.init)
+            yield from ((c.param, c.init) for c in s.carried if isinstance(c.init, Var))
 
 
-def _pair(a: Var, b: object) -> Iterator[tuple[Var, Var]]:
-    if isinstance(b, Var):
-        yield a, b
+def mutated(let: Let) -> Var | None:
+    """The tile or array that the op changes in place, if it does."""
+    param = definition(let.op).mutates
+    target = let.arg(param) if param is not None else None
+    return target if isinstance(target, Var) else None
 
 
 def _common(homes: set[Frames]) -> int:
@@ -153,14 +140,18 @@ def _common(homes: set[Frames]) -> int:
     first, *others = homes
     n = len(first)
     for home in others:
-        n = next((i for i, (x, y) in enumerate(zip(first[:n], home, strict=False)) if x is not y), min(n, len(home)))
+        n = min(n, len(home))
+        n = next((i for i in range(n) if first[i] is not home[i]), n)
     return n
 
 
-def _identifier(name: str) -> str:
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return name if name[:1].isalpha() or name[:1] == "_" else f"v{name}"
-
-
-def copies(pairs: Iterable[tuple[Var, Expr]], names: Names) -> Iterator[tuple[str, Expr]]:
-    raise NotImplementedError
+def unique(base: str, taken: set[str]) -> str:
+    """``base`` as an identifier, numbered if it is taken; taken from now on."""
+    base = re.sub(r"\W", "_", base, flags=re.ASCII)
+    base = name = base if base[:1].isalpha() or base[:1] == "_" else f"v{base}"
+    n = 0
+    while name in taken:
+        n += 1
+        name = f"{base}_{n}"
+    taken.add(name)
+    return name

@@ -45,6 +45,9 @@ class Definition(Protocol):
     def alias(self) -> str | None: ...
 
     @property
+    def mutates(self) -> str | None: ...
+
+    @property
     def outside(self) -> bool: ...
 
     @property
@@ -54,5 +57,5 @@ class Definition(Protocol):
 def definition(op: Operation) -> Definition:
     """The op with its facets; an op that is not from the registry is a bug of the compiler."""
     if not isinstance(op, Definition):
-        raise InternalError(f"the op {op.name} has no parameters and no type rule: it is not from the registry")
+        raise InternalError(f"the op {op.name} is not from the registry")
     return op

@@ -63,6 +63,7 @@ class Context:
         self.collect = collect
         self.errors: list[UserError] = []
         self.warnings: list[str] = []
+        self.placeholders: set[Var] = set()  # tiles of pl.create_tensor: no element has a value yet
         self.frames: list[Frame] = []
         self.place = Place()
         self._blocks: list[list[Stmt]] = []
@@ -116,6 +117,8 @@ class Context:
 
     def let(self, op: Operation, args: tuple[Any, ...], types: tuple[Type, ...], name: str, span: Span) -> Let:
         stmt = Let(tuple(Var(name, t, span) for t in types), op, args, span)
+        if op.name == "create_tile":
+            self.placeholders.add(stmt.result)
         self.emit(stmt)
         return stmt
 

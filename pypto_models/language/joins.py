@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import Diag, Span, UserError
-from ..ir.expr import Const, Expr, Var
+from ..ir.expr import Const, Expr, Var, free_vars
 from ..ir.nodes import Block, Carried, Merged
 from ..ir.rewrite import Rewriter, uses
 from ..ir.types import ArrayType, Dim, ScalarType, TaskType, TensorType, TileType, Type
@@ -66,18 +66,19 @@ class LoopJoin:
             for n, v in frame.items()
             if n in assigned and i == len(self.before) - 1 and joinable(v) and not isinstance(type_of(v), TensorType)
         }
-        loose: set[tuple[int, str]] = set()  # names whose valid extents change from trip to trip
+        loose: dict[tuple[int, str], Type] = {}  # names whose valid extents change from trip to trip
         for _ in range(4 + 2 * sum(len(f) for f in self.before)):
             params = self._enter(candidates, loose)
             errors = len(ctx.errors)
             block = body()
             after = ctx.snapshot()
             grown = self._changed(after) - candidates
-            wider = {k for k in candidates - loose if self._widens(params[k], self._at(after, k))}
+            wider = {k for k in candidates - loose.keys() if self._widens(params[k], self._at(after, k))}
             if not grown and not wider:
                 return self._finish(block, params, after)
             del ctx.errors[errors:]
-            candidates, loose = candidates | grown, loose | wider
+            candidates = candidates | grown
+            loose |= {k: self._loosened(k, params[k], self._at(after, k)) for k in wider}
         raise UserError(
             Diag.SYNTAX, self.span, {"what": "a loop whose names keep changing their kind", "fix": "simplify it"}
         )
@@ -85,15 +86,28 @@ class LoopJoin:
     def _at(self, names: Names, key: tuple[int, str]) -> Any:
         return names[key[0]].get(key[1])
 
-    def _enter(self, candidates: set[tuple[int, str]], loose: set[tuple[int, str]]) -> dict[tuple[int, str], Var]:
+    def _loosened(self, key: tuple[int, str], param: Var, value: Any) -> Type:
+        """The type of a carried tile whose valid extents differ between entry and trip.
+
+        A placeholder has no elements of its own, so that the trip decides, if its extents are known before
+        the loop; any other extent becomes unknown until run time.
+        """
+        t = type_of(value)
+        outer = {v for frame in self.before for v in frame.values() if isinstance(v, Var)}
+        extents = [v for d in t.valid if isinstance(d, Expr) for v in free_vars(d)]
+        if self._at(self.before, key) in self.ctx.placeholders and all(v in outer for v in extents):
+            return replace(param.type, valid=t.valid)
+        joined = join_types(param.type, t)
+        return joined if joined is not None else param.type
+
+    def _enter(
+        self, candidates: set[tuple[int, str]], loose: dict[tuple[int, str], Type]
+    ) -> dict[tuple[int, str], Var]:
         self.ctx.restore(self.before)
         params: dict[tuple[int, str], Var] = {}
         for key in sorted(candidates):
             init = self._at(self.before, key)
-            t = type_of(init)
-            if key in loose and isinstance(t, TileType):
-                t = replace(t, valid=(None,) * t.rank)
-            params[key] = Var(key[1], t, self.span)
+            params[key] = Var(key[1], loose.get(key, type_of(init)), self.span)
             self.ctx.frames[key[0]].names[key[1]] = params[key]
         return params
 

@@ -41,8 +41,10 @@ def _like(x: TileType, dtype: DType | None = None) -> TileType:
 def _compute(fn: Callable[..., torch.Tensor], dtype: torch.dtype, *xs: Any) -> torch.Tensor:
     """``fn`` in fp32 for half-precision floats, in ``dtype`` otherwise."""
     wide = torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
-    args = [x.to(wide) if isinstance(x, torch.Tensor) else x for x in xs]
-    return fn(*args).to(dtype)
+    # A conversion to the same type costs as much as the op on a small tile, so it is left out
+    args = [x.to(wide) if isinstance(x, torch.Tensor) and x.dtype != wide else x for x in xs]
+    out = fn(*args)
+    return out if out.dtype == dtype else out.to(dtype)
 
 
 def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = -2.0, **extra: Any) -> OpDef:

@@ -65,6 +65,15 @@ def _valid_dims(
     return tuple(out)
 
 
+def _check_valid(name: str, valid: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """The run-time side of :func:`_valid_dims`."""
+    if any(not 0 <= v <= d for v, d in zip(valid, shape, strict=True)):
+        raise user_error(
+            Diag.SHAPE, op=f"pl.{name}", why=f"the valid shape is {list(valid)}, the tile has {list(shape)}",
+            fix="bound run-time extents with pl.min and pl.max",
+        )  # fmt: skip
+
+
 def _move_cost(let: Let) -> Cost:
     """Bytes that the access moves: the whole box, since the valid part is known only at run time."""
     total = 0
@@ -136,6 +145,8 @@ def _load_reference(
     t: GlobalMemory, shape: Any, offset: Any, valid: Any, drop: Any, pad: Any, clamp: bool
 ) -> TileValue:
     live = valid if valid is not None else shape
+    if valid is not None:
+        _check_valid("slice", valid, shape)
     if clamp:
         live = tuple(min(v, max(e - o, 0)) for v, e, o in zip(live, t.shape, offset, strict=True))
     data = t.load(offset, live)
@@ -182,6 +193,8 @@ def _extract_reference(
     t: TileValue, shape: Any, offset: Any, valid: Any, drop: Any, pad: Any, clamp: bool
 ) -> TileValue:
     live = valid if valid is not None else shape
+    if valid is not None:
+        _check_valid("slice", valid, shape)
     for o, s, e in zip(offset, live, t.shape, strict=True):
         if o < 0 or (o + s > e and not clamp):
             raise user_error(
@@ -496,6 +509,7 @@ def _validshape_infer(x: Expr, rows: Expr, cols: Expr) -> TileType:
 
 
 def _validshape_reference(x: TileValue, rows: int, cols: int) -> TileValue:
+    _check_valid("set_validshape", (rows, cols), x.shape)
     return TileValue(x.read((rows, cols)), x.shape)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,6 +29,11 @@ def _min(x: torch.Tensor, axis: int) -> torch.Tensor:
     return x.amin(dim=axis, keepdim=True)
 
 
+def _kept(shape: Sequence[int], axis: int) -> tuple[int, int]:
+    """Extents of the result."""
+    return (shape[0], 1) if axis == 1 else (1, shape[1])
+
+
 def _reduction(name: str, axis: int, fn: Reduce, combine: str, doc: str) -> OpDef:
     def infer(x: Expr) -> TileType:
         t = tile_type(x)
@@ -40,13 +45,15 @@ def _reduction(name: str, axis: int, fn: Reduce, combine: str, doc: str) -> OpDe
 
     def reference(x: TileValue) -> TileValue:
         data = x.read()
-        if data.shape[axis] == 0 and data.numel() == 0 and data.shape[1 - axis] > 0 and combine != "add":
+        if data.shape[1 - axis] == 0:  # no row at all: nothing to reduce, and nothing to complain about
+            return TileValue(data.new_empty(_kept(data.shape, axis)), _kept(x.shape, axis))
+        if data.shape[axis] == 0 and combine != "add":
             raise user_error(
                 Diag.INVALID_READ, op=f"pl.{name}", tensor="a tile",
                 why="there is no valid element to reduce", fix="guard the call, or pl.fillpad first",
             )  # fmt: skip
         out = fn(data.float(), axis).to(data.dtype)
-        return TileValue(out, (x.shape[0], 1) if axis == 1 else (1, x.shape[1]))
+        return TileValue(out, _kept(x.shape, axis))
 
     def split(split_axis: int, let: Let) -> str | None:
         if split_axis == axis and tile_type(let.args[0]).shape[axis] > 1:

@@ -46,7 +46,7 @@ class TileValue:
         if self.written is not None and not bool(self.written.all()):
             raise user_error(
                 Diag.UNINITIALISED, op="this operation", tensor="the tile",
-                index=first_false(self.written), fix="write the whole tile first",
+                index=first_false(self.written), fix="write the whole tile first", operand=self,
             )  # fmt: skip
         if extents is None or extents == tuple(data.shape):
             return data
@@ -54,7 +54,7 @@ class TileValue:
             raise user_error(
                 Diag.INVALID_READ, op="this operation", tensor="a tile",
                 why=f"it needs {list(extents)}, only {list(data.shape)} of {list(self.shape)} is valid",
-                fix="fill the rest with pl.fillpad, or give the operands one valid shape",
+                fix="fill the rest with pl.fillpad, or give the operands one valid shape", operand=self,
             )  # fmt: skip
         return data[tuple(slice(0, e) for e in extents)]
 

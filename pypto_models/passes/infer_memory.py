@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from ..errors import Diag, InternalError, NOWHERE, Span, UserError, user_error
+from ..errors import Diag, InternalError, UserError, user_error
 from ..ir.expr import Expr, Var
 from ..ir.nodes import Arg, Block, Carried, For, Function, If, Let, Merged, Region, Stmt, Unit
-from ..ir.rewrite import Rewriter, children, defs, exits, inner_defs, operands, rewrite_regions, walk
+from ..ir.rewrite import Rewriter, children, defs, inner_defs, rewrite_regions, walk
 from ..ir.types import Mem, TileType
 from ..ops import REGISTRY, OpDef
 from ..target import Target
@@ -63,8 +63,8 @@ class _Need:
 class _Facts:
     """Where the tiles of one region are defined and wanted.
 
-    ``source``: the op that defines a tile.  ``phi``: the representative of the web of loop-carried and merged
-    variables.  ``space``: where each tile is; a re-issued one (``flexible``) has all of its ``issued`` spaces.
+    ``source``: the op that defines a tile.  ``phi``: the representative of the web of loop-carried and
+    merged variables.  ``space``: where each tile is; a flexible one is in each of its ``issued`` spaces.
     """
 
     source: dict[Var, Let] = field(default_factory=dict)
@@ -106,20 +106,26 @@ class _Facts:
         return v
 
     def _webs(self) -> None:
-        """Join webs where the value that one hands on is a variable of another."""
+        """Join webs where the value that one hands on is a variable of another, or a view of one."""
         for root in list(self.incoming):
-            for v in self.incoming[root]:
+            for v in map(self.base, self.incoming[root]):
                 if v in self.phi:
                     self.phi[self._find(v)] = self._find(root)
         self.phi = {v: self._find(v) for v in self.phi}
         joined: dict[Var, list[Var]] = {}
         for root, values in self.incoming.items():
-            joined.setdefault(self.phi[root], []).extend(v for v in values if v not in self.phi)
+            joined.setdefault(self.phi[root], []).extend(v for v in values if self.base(v) not in self.phi)
         self.incoming = joined
+
+    def base(self, v: Var) -> Var:
+        """The tile of which ``v`` only narrows the valid shape."""
+        while v in self.source and self.source[v].op.name == "set_validshape":
+            (v,) = (x for x in self.source[v].args if isinstance(x, Var) and is_tile(x))
+        return v
 
     # ---- readers
     def reads(self, v: Var) -> Iterator[tuple[Let, str]]:
-        """Who reads ``v``, through changes of the valid shape and, for a web, through all of its variables."""
+        """Who reads ``v`` (or, of a web, any of its variables), through changes of the valid shape."""
         members = [u for u, root in self.phi.items() if root is self.phi[v]] if v in self.phi else [v]
         for u in members:
             for let, name in self.readers.get(u, []):
@@ -129,13 +135,13 @@ class _Facts:
                     yield let, name
 
     def flexible(self, v: Var) -> bool:
-        """True for a tile that can be issued in any space: a load, a placeholder, or a smaller valid shape of one."""
-        let = self.source.get(v)
-        if let is None:
-            return False
-        if let.op.name == "set_validshape":
-            return self.flexible(let.args[0])  # type: ignore[arg-type]
-        return let.op.name in ("load", "create_tile")
+        """True for a tile that can be issued in any space: a load, a placeholder, or a view of one."""
+        return self.origin(v) in ("load", "create_tile")
+
+    def origin(self, v: Var) -> str:
+        """The op that makes the data of ``v``; empty for a loop-carried or merged variable."""
+        let = self.source.get(self.base(v))
+        return let.op.name if let is not None else ""
 
     # ---- spaces
     def home(self, v: Var) -> Mem:
@@ -147,17 +153,17 @@ class _Facts:
                 self.issued[v] = self._wanted(v)
                 self.space[v] = self.issued[v][0]
             else:
-                self.space[v] = self._result_space(self.source[v])
+                base = self.base(v)
+                self.space[v] = self._result_space(self.source[v]) if base is v else self.home(base)
         return self.space[v]
 
-    def _result_space(self, let: Let) -> Mem:
+    @staticmethod
+    def _result_space(let: Let) -> Mem:
         if let.op.name == "move":
             to = let.arg("target_memory")
             if not isinstance(to, Mem):
                 raise InternalError(f"{let.span}: a move needs a memory space, got {to!r}")
             return to
-        if let.op.name == "set_validshape":
-            return self.home(let.args[0])  # type: ignore[arg-type]
         return Mem.Acc if unit_of(let) is Unit.CUBE else Mem.Vec
 
     def _web_space(self, root: Var) -> Mem:
@@ -167,19 +173,21 @@ class _Facts:
         fixed = {self.home(v) for v in self.incoming[root] if not self.flexible(v)}
         if fixed:
             return fixed.pop() if len(fixed) == 1 else Mem.Vec
-        loaded = any(_root_op(self, v) == "load" for v in self.incoming[root])
+        loaded = any(self.origin(v) == "load" for v in self.incoming[root])
         return Mem.Mat if loaded and reads and all(_reads_matrix(*r) for r in reads) else Mem.Vec
 
     def _wanted(self, v: Var) -> tuple[Mem, ...]:
         """Spaces in which to issue a flexible tile.  Global memory reaches Vec and Mat only."""
-        loaded = _root_op(self, v) == "load"
+        loaded = self.origin(v) == "load"
         wanted = [self.need(let, name, v) for let, name in self.reads(v)]
         for u in self._views(v):
             wanted += [self.home(web) for web in self.flows_to.get(u, [])]
-        spaces = list(dict.fromkeys(Mem.Vec if s is Mem.Acc and loaded else s for s in wanted if s is not None))
-        if not spaces or (loaded and None in wanted and Mem.Vec not in spaces):
-            spaces.append(Mem.Vec)
-        return tuple(spaces)
+        found = (Mem.Vec if s is Mem.Acc and loaded else s for s in wanted if s is not None)
+        spaces = list(dict.fromkeys(found))
+        if loaded and None in wanted:  # a store takes it from Vec
+            spaces = [Mem.Vec, *(s for s in spaces if s is not Mem.Vec)]
+        base = self.base(v)
+        return tuple(spaces) or (Mem.Vec if base is v else self.home(base),)
 
     def _views(self, v: Var) -> Iterator[Var]:
         yield v
@@ -196,7 +204,10 @@ class _Facts:
             staged = not self.flexible(v) and self.home(v) is _LEFT_OF[name]
             return None if staged else Mem.Mat
         if kind == "move":
-            return Mem.Mat if let.arg("target_memory") in (Mem.Left, Mem.Right, Mem.Bias) else None
+            to = let.arg("target_memory")
+            if to in (Mem.Left, Mem.Right, Mem.Bias):
+                return Mem.Mat
+            return to if self.flexible(v) and isinstance(to, Mem) else None
         if kind == "set_validshape":
             return None
         if kind == "store":  # both units store from where they compute
@@ -207,11 +218,6 @@ class _Facts:
 
 def unit_of(let: Let) -> Unit:
     return let.op.unit if isinstance(let.op, OpDef) else Unit.NONE
-
-
-def _root_op(facts: _Facts, v: Var) -> str:
-    let = facts.source[v]
-    return _root_op(facts, let.args[0]) if let.op.name == "set_validshape" else let.op.name  # type: ignore[arg-type]
 
 
 def _reads_matrix(let: Let, name: str) -> bool:
@@ -285,6 +291,8 @@ class _Placer(Rewriter):
                 args.append(self._in(arg, space if view else self.facts.need(s, name, arg)))
             else:
                 args.append(self.arg(arg))
+        if s.op.name == "move":
+            self._check_move(s)
         results = tuple(self._place(v, space) if space is not None else self.var(v) for v in s.results)
         return replace(s, args=tuple(args), results=results)
 
@@ -292,16 +300,17 @@ class _Placer(Rewriter):
         start, stop, step = self.expr(s.start), self.expr(s.stop), self.expr(s.step)
         inits = [self._in(c.init, self._phi_space(c.param)) for c in s.carried]
         var, params = self.var(s.var), [self.var(c.param) for c in s.carried]
-        body = self.block(s.body) + self._exit_moves(s, s.body)
+        body = (*self.block(s.body), *self._moves(self._handed_on(s), s))
         nexts = [self._in(c.next, self._phi_space(c.param)) for c in s.carried]
         carried = tuple(
-            Carried(p, i, n, self.var(c.result)) for p, i, n, c in zip(params, inits, nexts, s.carried, strict=True)
+            Carried(p, i, n, self.var(c.result))
+            for p, i, n, c in zip(params, inits, nexts, s.carried, strict=True)
         )
         return replace(s, var=var, start=start, stop=stop, step=step, carried=carried, body=body)
 
     def _if(self, s: If) -> If:
         cond = self.expr(s.cond)
-        bodies = [self.block(b) + self._exit_moves(s, b) for b in (s.then, s.orelse)]
+        bodies = [(*self.block(b), *self._moves(self._handed_on(s), s)) for b in (s.then, s.orelse)]
         merged = tuple(
             Merged(
                 self.var(m.result),
@@ -327,25 +336,17 @@ class _Placer(Rewriter):
             if len(s.results) == 1 and s.result in self.facts.issued and s.op.name == "set_validshape":
                 for space in self.facts.issued[s.result]:
                     yield _Need(s.args[0], space, f"pl.{s.op.spelling}")  # type: ignore[arg-type]
-        for web, values in _phis(s):
-            for v in values:
-                yield _Need(v, self.facts.space[web[0]], f"the variable {web[0].name!r}")
+        yield from self._handed_on(s)
         for inner in children(s):
             for t in inner:
                 yield from self._needs(t)
 
-    def _exit_moves(self, s: For | If, block: Block) -> Block:
-        """Moves at the end of a block for what it hands on."""
-        own = {v for t in block for v in defs(t)} | set(inner_defs(s))
-        needs = [
-            _Need(v, self.facts.space[web[0]], f"the variable {web[0].name!r}")
-            for web, values in _phis(s)
-            for v in values
-            if v in own
-        ]
-        return tuple(self._moves(needs, s))
+    def _handed_on(self, s: Stmt) -> Iterator[_Need]:
+        for web, values in _phis(s):
+            for v in values:
+                yield _Need(v, self.facts.space[web[0]], f"the variable {web[0].name!r}")
 
-    def _moves(self, needs: Iterator[_Need] | list[_Need], s: Stmt) -> list[Stmt]:
+    def _moves(self, needs: Iterator[_Need], s: Stmt) -> list[Stmt]:
         """Moves of tiles that are defined by now and not yet in the space that ``s`` needs."""
         out: list[Stmt] = []
         for need in needs:
@@ -356,8 +357,16 @@ class _Placer(Rewriter):
                 raise self._no_path(need, home, s)
             source = self.at[v, home]
             new = self._place(v, need.space, f"{v.name}_{need.space.name.lower()}")
-            out.append(Let((new,), MOVE, (source, need.space), _span(s)))
+            out.append(Let((new,), MOVE, (source, need.space), s.span))
         return out
+
+    def _check_move(self, s: Let) -> None:
+        """A move that the user wrote needs a path too."""
+        x, dest = s.args[0], self.facts.space[s.result]
+        if isinstance(x, Var):
+            source = self.facts.need(s, "x", x) or self.facts.space[x]
+            if source is not dest and not self.target.can_move(source, dest):
+                raise self._no_path(_Need(x, dest, "pl.move"), source, s)
 
     def _no_path(self, need: _Need, home: Mem, s: Stmt) -> UserError:
         v, let = need.var, self.facts.source.get(need.var)
@@ -369,14 +378,11 @@ class _Placer(Rewriter):
                 "or pass init_cond=(k == 0) to pl.matmul_acc"
             )
         else:
-            fix = f"read the value that is moved to {home.name}, not the moved one"
+            fix = f"use {v.name!r} before it is moved to {home.name}"
         error = user_error(
-            Diag.NO_PATH, v.span if v.span != NOWHERE else _span(s), what=f"{v.name!r}, {made} and used by {need.reader}",
-            target=self.target.name, source=home.name, dest=need.space.name, fix=fix,
+            Diag.NO_PATH, let.span if let is not None else s.span,
+            what=f"{v.name!r}, {made} and used by {need.reader}", target=self.target.name,
+            source=home.name, dest=need.space.name, fix=fix,
         )  # fmt: skip
-        error.notes.append(f"used at {_span(s)}")
+        error.notes.append(f"the use is at {s.span}")
         return error
-
-
-def _span(s: Stmt) -> Span:
-    return s.span

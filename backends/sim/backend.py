@@ -1,0 +1,41 @@
+"""The simulator as a backend: builds an executable from a compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from pypto_models.ir.nodes import Function
+
+from .launch import Progress
+from .machine import Machine
+
+
+class Compiled(Protocol):
+    """What the compile driver hands over; the simulator reads the function only."""
+
+    @property
+    def function(self) -> Function: ...
+
+
+class Simulation:
+    """A program on the simulator: ``executable(args)`` runs it, mutating Out and InOut tensors."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> tuple[Any, ...]:
+        return self.machine.run(args, progress)
+
+
+class SimBackend:
+    """Runs any program on CPU tensors; needs nothing that torch does not bring."""
+
+    name = "sim"
+
+    def unusable(self) -> str | None:
+        """Why the backend cannot run on this machine; None, since it always can."""
+        return None
+
+    def build(self, compiled: Compiled) -> Simulation:
+        return Simulation(Machine(compiled.function))

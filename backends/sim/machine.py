@@ -1,0 +1,89 @@
+"""The simulator proper: a function compiled once to Python, run on CPU tensors, errors placed.
+
+    simulate(fn, {"x": x, "out": out})        # mutates Out and InOut tensors
+
+Every op runs through its OpDef reference.  The result is that of any legal schedule: blocks and tasks run one
+by one in program order (:mod:`.launch`), memory checks itself (:mod:`.memory`), and a failure is turned into
+an error at the user's line (:mod:`.blame`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pypto_models.errors import PyptoError
+from pypto_models.ir.expr import Expr, Number
+from pypto_models.ir.nodes import Function
+from pypto_models.ir.types import ScalarType
+
+from .binding import bind, written_tensors
+from .blame import blame
+from .emit import KERNEL, emit
+from .launch import Launcher, Progress, count_blocks
+from .memory import View
+
+
+class Machine:
+    """A compiled function; :meth:`run` may be called any number of times."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.program = emit(function)
+        self.filename = f"<simulation of {function.name}>"
+        self.written = written_tensors(function)
+        self.labels = {name: region.name for name, region in self.program.regions.items()}
+        namespace = dict(self.program.namespace)
+        exec(compile(self.program.text, self.filename, "exec"), namespace)
+        self.kernel: Callable[..., Any] = namespace[KERNEL]  # type: ignore[assignment]
+
+    def run(
+        self, args: Mapping[str, Any], progress: Progress | None = None
+    ) -> tuple[torch.Tensor | Number, ...]:
+        """Run once; gives what the function returns.
+
+        ``args`` maps every parameter to a contiguous CPU tensor or a number.
+        ``progress(done, total, label)`` counts blocks, at most 20 times a second and once at the end;
+        ``total`` grows where the number of blocks depends on data.
+        """
+        binding = bind(self.function, args, self.written)
+        values: dict[Expr, Number] = dict(binding.dims)
+        for p, value in zip(self.function.params, binding.values, strict=True):
+            if isinstance(p.var.type, ScalarType) and not isinstance(value, View):
+                values[p.var] = value
+        known = count_blocks(self.function.body, self.program.region_names, values)
+        launch = Launcher(self.labels, known, progress)
+        # Extents that no region reads have no name in the program
+        dims = {self.program.names[d][0]: n for d, n in binding.dims.items() if d in self.program.names}
+        failure: PyptoError | None = None
+        results: tuple[Any, ...] | None = None
+        with torch.inference_mode():
+            try:
+                results = self.kernel(launch, *binding.values, **dims)
+            except Exception as error:
+                failure = blame(error, self.program, self.filename)
+                cause = None if failure is error else error
+        if failure is not None:
+            # The frames hold every live tile; the error says what matters of them
+            raise failure.with_traceback(None) from cause
+        launch.report()
+        return tuple(self._returned(r, binding.values, args) for r in results or ())
+
+    def _returned(self, value: Any, bound: tuple[View | Number, ...], args: Mapping[str, Any]) -> Any:
+        """A returned tensor: the caller's own where it is an argument as a whole, else a copy."""
+        if not isinstance(value, View):
+            return value
+        for p, b in zip(self.function.params, bound, strict=True):
+            if isinstance(b, View) and b.buffer is value.buffer and b.shape == value.shape:
+                own = args[p.name]
+                return own if own.data_ptr() == value.buffer.data.data_ptr() else value.tensor().clone()
+        return value.tensor().clone()
+
+
+def simulate(
+    function: Function, args: Mapping[str, Any], progress: Progress | None = None
+) -> tuple[torch.Tensor | Number, ...]:
+    """Run ``function`` once on ``args`` and give what it returns.  See :meth:`Machine.run`."""
+    return Machine(function).run(args, progress)

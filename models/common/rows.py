@@ -1,0 +1,63 @@
+"""Which rows of a step are live.  That is device data, decided inside the kernels.
+
+Row t belongs to the sequence s with cu_q[s] <= t < cu_q[s + 1].  It is dead if there is none, if ctx[s] is 0, or
+if its slot is negative.  A dead row enters the layer as zeros; every block maps a zero row to a zero row.
+"""
+
+from __future__ import annotations
+
+import pypto_models.language as pl
+from models.common.norm import rms_norm_rows
+from models.common.sizes import DTYPE
+
+
+@pl.jit.inline
+def sequence_of(t: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
+    """The sequence that owns live row `t`, or -1 if the row is dead."""
+    found = -1
+    for s in pl.range(pl.tensor.dim(ctx, 0)):
+        first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+        end = pl.cast(pl.read(cu_q, [s + 1]), pl.INDEX)
+        if first <= t and t < end:
+            if pl.read(ctx, [s]) > 0 and pl.read(slot_mapping, [t]) >= 0:
+                found = s
+    return found
+
+
+@pl.jit.inline
+def context_of(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
+    """Tokens that the row of sequence `s` attends to, its own included; 0 if the sequence is dead."""
+    tokens = pl.cast(pl.read(ctx, [s]), pl.INDEX)
+    first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+    end = pl.cast(pl.read(cu_q, [s + 1]), pl.INDEX)
+    if first >= end:
+        tokens = 0
+    else:
+        if pl.read(slot_mapping, [first]) < 0:
+            tokens = 0
+    return tokens
+
+
+@pl.jit.inline
+def enter(
+    hidden: pl.Tensor,
+    weight: pl.Tensor,
+    slot_mapping: pl.Tensor,
+    cu_q: pl.Tensor,
+    ctx: pl.Tensor,
+    residual: pl.Tensor,
+    normed: pl.Tensor,
+):
+    """Begin a layer: `residual` [T, H] = `hidden` with dead rows zeroed, `normed` [T, H] = RMSNorm(`residual`)."""
+    width = hidden.shape[1]
+    for t in pl.spmd(pl.tensor.dim(hidden, 0), name_hint="input_norm"):
+        if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
+            row = pl.slice(hidden, [1, width], [t, 0])
+            pl.assemble(residual, row, [t, 0])
+            out = rms_norm_rows(pl.cast(row, pl.FP32), pl.slice(weight, [1, width], [0, 0]))
+            pl.assemble(normed, pl.cast(out, DTYPE, mode="rint"), [t, 0])
+        else:
+            zeros = pl.full([1, width], DTYPE, 0.0)
+            pl.assemble(residual, zeros, [t, 0])
+            pl.assemble(normed, zeros, [t, 0])
+    return residual, normed

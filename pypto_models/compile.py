@@ -1,0 +1,217 @@
+"""The compile driver: language -> IR -> passes -> task graph and memory plan -> backend.
+
+    program = compile(kernel, *example_args, platform="a2a3sim")
+    program(*args)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import Diag, UserError, user_error
+from .ir.nodes import Direction, Function
+from .ir.printer import print_function
+from .ir.types import TensorType
+from .ir.verify import verify
+from .language import Kernel, elaborate
+from .language.entry import written_params
+from .passes import PIPELINE
+from .passes.alignment import check_alignment
+from .passes.plan_memory import MemoryPlan, plan
+from .passes.task_graph import TaskGraph, build
+from .target import Target, load_target
+
+Progress = Callable[[int, int, str], None]
+
+DEFAULT_PLATFORM = "a2a3sim"
+
+
+class Executable(Protocol):
+    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values."""
+
+    def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> Any: ...
+
+
+class Backend(Protocol):
+    """One folder of ``backends/``.  ``unusable`` says why it cannot run on this machine, or None."""
+
+    name: str
+
+    def unusable(self) -> str | None: ...
+
+    def build(self, compiled: Compiled) -> Executable: ...
+
+
+@dataclass(frozen=True)
+class ParamInfo:
+    """A parameter as callers see it: ``kind`` tensor or scalar, ``direction`` in, out or inout."""
+
+    name: str
+    kind: str
+    direction: str
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything the compiler knows of one kernel: what a backend takes."""
+
+    name: str
+    function: Function
+    graph: TaskGraph
+    plan: MemoryPlan
+    target: Target
+    warnings: tuple[str, ...]
+    stages: tuple[tuple[str, Function], ...]
+    seconds: float = field(compare=False, default=0.0)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled kernel, ready to run: ``program(*args)`` in parameter order."""
+
+    compiled: Compiled
+    executable: Executable
+
+    @property
+    def params(self) -> tuple[ParamInfo, ...]:
+        return tuple(
+            ParamInfo(p.name, "tensor" if isinstance(p.var.type, TensorType) else "scalar", p.direction.value)
+            for p in self.compiled.function.params
+        )
+
+    @property
+    def written(self) -> frozenset[str]:
+        """Names of the parameters that the kernel may change."""
+        return frozenset(v.name for v in written_params(self.compiled.function))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.compiled.warnings
+
+    def __call__(self, *args: Any, progress: Progress | None = None) -> Any:
+        names = [p.name for p in self.compiled.function.params]
+        if len(args) != len(names):
+            raise user_error(
+                Diag.BAD_CALL, self.compiled.function.span, op=self.compiled.name,
+                why=f"{len(args)} arguments for {len(names)} parameters",
+                signature=f"{self.compiled.name}({', '.join(names)})",
+            )  # fmt: skip
+        return self.executable(dict(zip(names, args, strict=True)), progress)
+
+
+def compile(
+    kernel: Kernel,
+    *args: Any,
+    platform: str = DEFAULT_PLATFORM,
+    constants: Mapping[str, Any] | None = None,
+    dump_passes: str | Path | None = None,
+    check: bool = False,
+) -> Program:
+    """Compile a ``@pl.jit`` kernel for a platform.
+
+    ``args`` are example arguments (tensors, numbers) for shapes that the annotations leave open.  ``platform``
+    is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by name before
+    parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs the verifier
+    between the passes.
+
+    Raises UserError with the place and the fix for mistakes in the kernel or in the arguments.
+    """
+    target, backend = resolve_platform(platform)
+    compiled = lower_for(kernel, args, target, constants, check)
+    if dump_passes is not None:
+        dump(compiled, Path(dump_passes))
+    return Program(compiled, backend.build(compiled))
+
+
+def lower_for(
+    kernel: Kernel,
+    args: tuple[Any, ...],
+    target: Target,
+    constants: Mapping[str, Any] | None = None,
+    check: bool = False,
+) -> Compiled:
+    """Everything up to the backend: the function after all passes, its task graph and its memory plan."""
+    started = time.perf_counter()
+    lowered = elaborate(kernel, args, dict(constants or {}))
+    stages = list(run_passes(lowered.function, target, check))
+    function = stages[-1][1]
+    check_alignment(function, target)
+    graph = build(function, target)
+    memory = plan(function, target)
+    warnings = list(lowered.warnings)
+    if not memory.checked:
+        warnings.append(memory.note)
+    warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
+    seconds = time.perf_counter() - started
+    return Compiled(kernel.name, function, graph, memory, target, tuple(warnings), tuple(stages), seconds)
+
+
+def run_passes(function: Function, target: Target, check: bool = False) -> Iterator[tuple[str, Function]]:
+    """The function after the front end and after every pass, with the pass names."""
+    if check:
+        verify(function)
+    yield "front_end", function
+    for p in PIPELINE:
+        function = p.run(function, target)
+        if check:
+            verify(function)
+        yield p.name, function
+
+
+def dump(compiled: Compiled, folder: Path) -> None:
+    """Write the printed IR of every stage, numbered, and the facts of the task graph."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, (name, function) in enumerate(compiled.stages):
+        (folder / f"{i:02d}_after_{name}.py").write_text(print_function(function))
+    (folder / "task_graph.txt").write_text(compiled.graph.describe())
+    (folder / "memory_plan.txt").write_text(compiled.plan.describe())
+
+
+def backend_table() -> Mapping[str, Backend]:
+    """The backends of this installation.  The one place where the compiler reaches them, by name only."""
+    module = importlib.import_module("backends")
+    table: Mapping[str, Backend] = module.BACKENDS
+    return table
+
+
+def resolve_platform(platform: str) -> tuple[Target, Backend]:
+    """``a2a3sim`` -> the target a2a3 and the backend sim."""
+    table = backend_table()
+    for name, backend in table.items():
+        if platform.endswith(name) and platform != name:
+            target = load_target(platform[: -len(name)].rstrip(":"))
+            reason = backend.unusable()
+            if reason is not None:
+                raise user_error(
+                    Diag.UNKNOWN_TARGET, kind=f"platform ({reason})", name=platform, known=", ".join(platforms())
+                )
+            return target, backend
+    raise UserError(
+        Diag.UNKNOWN_TARGET, user_error(Diag.SYNTAX).span,
+        {"kind": "platform", "name": platform, "known": ", ".join(platforms())},
+    )  # fmt: skip
+
+
+def platforms() -> list[str]:
+    """Every platform name: each target with each backend that covers it."""
+    from .target import known_targets
+
+    return [f"{t}{b}" for b in backend_table() for t in known_targets()]
+
+
+def option_names() -> tuple[str, ...]:
+    """Keywords of :func:`compile`."""
+    kinds = inspect.signature(compile).parameters.values()
+    return tuple(p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+__all__ = [
+    "DEFAULT_PLATFORM", "Backend", "Compiled", "Direction", "Executable", "ParamInfo", "Program", "compile",
+    "lower_for", "platforms", "resolve_platform",
+]  # fmt: skip
