@@ -16,16 +16,15 @@ from typing import Any, Protocol
 
 from .errors import Diag, UserError, user_error
 from .ir.nodes import Direction, Function
-from .ir.printer import print_function
+from .ir.printer import format_function
 from .ir.types import TensorType
 from .ir.verify import verify
 from .language import Kernel, elaborate
 from .language.entry import written_params
 from .passes import PIPELINE
-from .passes.alignment import check_alignment
 from .passes.plan_memory import MemoryPlan, plan
 from .passes.task_graph import TaskGraph, build
-from .target import Target, load_target
+from .target import Target, known_targets, load_target
 
 Progress = Callable[[int, int, str], None]
 
@@ -141,7 +140,6 @@ def lower_for(
     lowered = elaborate(kernel, args, dict(constants or {}))
     stages = list(run_passes(lowered.function, target, check))
     function = stages[-1][1]
-    check_alignment(function, target)
     graph = build(function, target)
     memory = plan(function, target)
     warnings = list(lowered.warnings)
@@ -168,9 +166,19 @@ def dump(compiled: Compiled, folder: Path) -> None:
     """Write the printed IR of every stage, numbered, and the facts of the task graph."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, (name, function) in enumerate(compiled.stages):
-        (folder / f"{i:02d}_after_{name}.py").write_text(print_function(function))
+        (folder / f"{i:02d}_after_{name}.py").write_text(format_function(function))
     (folder / "task_graph.txt").write_text(compiled.graph.describe())
-    (folder / "memory_plan.txt").write_text(compiled.plan.describe())
+    (folder / "memory_plan.txt").write_text(memory_table(compiled.plan))
+
+
+def memory_table(memory: MemoryPlan) -> str:
+    """The memory plan as text: one line for each region and memory space."""
+    if not memory.checked:
+        return memory.note + "\n"
+    lines = [f"{'region':<20} {'unit':<6} {'split':<10} {'space':<6} {'peak':>8} {'limit':>8}  share"]
+    for region, unit, mode, space, peak, limit, share in memory.table():
+        lines.append(f"{region:<20} {unit:<6} {mode:<10} {space:<6} {peak:>8} {limit:>8} {share:>6.1%}")
+    return "\n".join(lines) + "\n"
 
 
 def backend_table() -> Mapping[str, Backend]:
@@ -200,8 +208,6 @@ def resolve_platform(platform: str) -> tuple[Target, Backend]:
 
 def platforms() -> list[str]:
     """Every platform name: each target with each backend that covers it."""
-    from .target import known_targets
-
     return [f"{t}{b}" for b in backend_table() for t in known_targets()]
 
 

@@ -95,7 +95,7 @@ class Diag(Enum):
     NO_PATH = ("{what}: {target} cannot move data from {source} to {dest}", "{fix}")
     SPILL = ("{name!r} is defined per block and cannot be read outside of its region", "{fix}")
     SPILL_VALID = (
-        "the valid rectangle of {name!r} on axis {axis} depends on {what}, which is not known outside of its region",
+        "axis {axis} of the valid rectangle of {name!r} depends on {what}, unknown outside of its region",
         "pl.fillpad the tile before the region ends, or compute the extent before the region",
     )
     # --- targets, tiling, arguments

@@ -314,8 +314,8 @@ class Task:
 class Conflict:
     """Two tasks may touch one element of ``tensor``: ``first`` must be done before ``second`` starts.
 
-    ``first`` and ``second`` are indices of tasks, ``names`` their names.  With ``carried_by`` the first runs in
-    one trip of that sequential loop and the second in a later one, else both in the same trip.
+    ``first`` and ``second`` are indices of tasks, ``names`` their names.  With ``carried_by`` the first runs
+    in one trip of that sequential loop and the second in a later one, else both in the same trip.
     """
 
     kind: ConflictKind

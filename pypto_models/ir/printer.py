@@ -160,6 +160,19 @@ class _Printer:
     def line(self, text: str) -> None:
         self.lines.append(INDENT * self.depth + text)
 
+    def call(self, before: str, args: list[str], after: str = "") -> None:
+        """``before(args)after``, broken over lines if it is too long."""
+        if len(INDENT) * self.depth + len(text := f"{before}({', '.join(args)}){after}") <= WIDTH:
+            return self.line(text)
+        self.line(f"{before}(")
+        self.depth += 1
+        together = f"{', '.join(args)},"
+        fits = len(INDENT) * self.depth + len(together) <= WIDTH
+        for text in [together] if fits else [f"{a}," for a in args]:
+            self.line(text)
+        self.depth -= 1
+        return self.line(f"){after}")
+
     @contextmanager
     def indented(self) -> Iterator[None]:
         """A nested block; one without a line prints ``pass``."""
@@ -202,11 +215,12 @@ class _Printer:
             if target is not None:
                 self.assign([(s.result, target)])
             self.line(f"{self.names[s.result]}{self.arg(s.args[1])} = {self.arg(s.args[2])}")
-        elif not s.results:
-            self.line(self.call(s))
         else:
+            op = definition(s.op)
+            namespace = "" if "" in op.namespaces else f"{op.namespaces[0]}."
             targets = ", ".join(self.names[v] for v in s.results)
-            self.line(f"{targets}{self.placement(s.results)} = {self.call(s)}")
+            assigned = f"{targets}{self.placement(s.results)} = " if s.results else ""
+            self.call(f"{assigned}pl.{namespace}{s.op.spelling}", self.arguments(s))
 
     def element(self, s: Let) -> str:
         return f"{self.arg(s.args[0])}{self.arg(s.args[1])}"
@@ -230,11 +244,13 @@ class _Printer:
         self.line(f"for {self.names[s.var]} in pl.{s.kind.value}({', '.join(bounds)}):")
         self.body(s.body, [(c.param, c.next) for c in s.carried])
 
-    def branches(self, s: If) -> None:
-        self.line(f"if {self.expr(s.cond)}:")
+    def branches(self, s: If, keyword: str = "if") -> None:
+        self.line(f"{keyword} {self.expr(s.cond)}:")
         self.body(s.then, [(m.result, m.then) for m in s.merged])
-        ends = [(m.result, m.orelse) for m in s.merged]
-        if s.orelse or any(not self.same_text(v, x) for v, x in ends):
+        ends = [(m.result, m.orelse) for m in s.merged if not self.same_text(m.result, m.orelse)]
+        if len(s.orelse) == 1 and isinstance(s.orelse[0], If) and not ends:
+            self.branches(s.orelse[0], "elif")
+        elif s.orelse or ends:
             self.line("else:")
             self.body(s.orelse, ends)
 
@@ -243,11 +259,12 @@ class _Printer:
         as_loop = s.kind is RegionKind.SPMD and s.block is not None and s.tid is None
         args = ["level=pl.Level.CORE_GROUP"] if s.kind is RegionKind.AT else []
         args += [self.expr(s.count)] if s.count is not None else []
-        call = f"pl.{s.kind.value}({', '.join([*args, *self.options(s)])})"
+        args += self.options(s)
         if as_loop and s.block is not None:
-            self.line(f"for {self.names[s.block]} in {call}:")
+            self.call(f"for {self.names[s.block]} in pl.{s.kind.value}", args, ":")
         else:
-            self.line(f"with {call}{f' as {self.names[s.tid]}' if s.tid is not None else ''}:")
+            task = f" as {self.names[s.tid]}" if s.tid is not None else ""
+            self.call(f"with pl.{s.kind.value}", args, f"{task}:")
         with self.indented():
             if s.block is not None and with_block and not as_loop:
                 self.line(f"{self.names[s.block]} = pl.get_block_idx()")
@@ -294,16 +311,15 @@ class _Printer:
             self.names.rename(u, name)
 
     # ------------------------------------------------------------------------------------ calls
-    def call(self, s: Let) -> str:
-        op = definition(s.op)
-        namespace = "" if "" in op.namespaces else f"{op.namespaces[0]}."
+    def arguments(self, s: Let) -> list[str]:
+        """Required arguments by position, the others by keyword where they differ from the default."""
         args: list[str] = []
-        for param, value in zip(op.params, s.args, strict=True):
+        for param, value in zip(definition(s.op).params, s.args, strict=True):
             if param.required:
                 args.append(self.value(s, param, value))
             elif type(value) is not type(param.default) or value != param.default:
                 args.append(f"{param.name}={self.value(s, param, value)}")
-        return f"pl.{namespace}{s.op.spelling}({', '.join(args)})"
+        return args
 
     def value(self, s: Let, param: Parameter, value: Any) -> str:
         if isinstance(value, str) and param.kind.name == "PAD":

@@ -40,8 +40,8 @@ _GPU_NOTE = "the memory plan of a GPU target comes with its schedule; nothing is
 class Buffer:
     """``count`` copies of ``bytes`` at ``offset``, live from statement ``first`` to ``last`` of the region.
 
-    ``name``, ``uid``, ``shape`` (of one lane), ``dtype`` and ``span`` are those of the first tile in it;
-    ``shared_with`` names the others.
+    ``name``, ``uid``, ``shape`` (of one lane), ``dtype`` and ``span`` are those of the largest tile in it,
+    ``shared_with`` names the others, and ``uids`` are all tiles that live here.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Buffer:
     count: int
     span: Span
     shared_with: tuple[str, ...] = ()
+    uids: tuple[int, ...] = ()
     live: int = field(default=0, repr=False)
 
     @property
@@ -169,7 +170,11 @@ def _buffer(v: Var, size: int, live: int, count: int, target: Target, **extra: o
 def _tile_buffer(s: Storage, target: Target) -> Buffer:
     v = s.largest
     others = tuple(dict.fromkeys(m.name for m in s.members if m.name != v.name))
-    return _buffer(v, s.bytes, s.live, s.count, target, shared_with=others)
+    return _buffer(v, s.bytes, s.live, s.count, target, shared_with=others, uids=_uids(s))
+
+
+def _uids(*storages: Storage) -> tuple[int, ...]:
+    return tuple(v.uid for s in storages for v in s.members)
 
 
 def _ring(crossing: list[Storage], options: RegionOptions, liveness: Liveness, target: Target) -> Buffer:
@@ -181,7 +186,9 @@ def _ring(crossing: list[Storage], options: RegionOptions, liveness: Liveness, t
     names = tuple(dict.fromkeys(s.largest.name for s in crossing))
     title = f"ring of {', '.join(names)}"
     always = write_point(last) * 2 - 1
-    return _buffer(widest.largest, widest.bytes, always, slots, target, name=title, shared_with=names)
+    return _buffer(
+        widest.largest, widest.bytes, always, slots, target, name=title, shared_with=names, uids=_uids(*crossing)
+    )  # fmt: skip
 
 
 def _staging(liveness: Liveness, storages: list[Storage], target: Target) -> Iterator[tuple[Mem, Buffer]]:

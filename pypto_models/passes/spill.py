@@ -103,10 +103,10 @@ class _Leaks:
                     raise InternalError(f"{v.name} at {span} crosses regions as {v.type}")
                 per_block = made.region.count is not None
                 if per_block or made.parallel != home.parallel[: len(made.parallel)]:
-                    where = "a block of the grid" if per_block else "one iteration of pl.parallel"
+                    owner = "block of the grid" if per_block else "iteration of pl.parallel"
                     raise user_error(
                         Diag.SPILL, span, name=v.name,
-                        fix=f"each value belongs to {where}: pl.assemble it into a tensor that is created before, "
+                        fix=f"each {owner} has its own: pl.assemble it into a tensor that is created before, "
                         "and slice that tensor here",
                     )  # fmt: skip
                 self.found[v] = None
@@ -149,8 +149,8 @@ class _Spill(Rewriter):
         kept = tuple(x for x in body if not (isinstance(x, Let) and any(r in hoisted for r in x.results)))
         stores = tuple(self._store(v, s.span) for v in values)
         region = replace(s, count=count, deps=deps, body=(*loads, *kept, *stores))
-        reads = [x for v in values if v in self.leaks.by_orchestration for x in self._read(v, s.span, self.env)]
-        return (*before, *creates, region, *reads)
+        asked = [v for v in values if v in self.leaks.by_orchestration]
+        return (*before, *creates, region, *(x for v in asked for x in self._read(v, s.span, self.env)))
 
     def _placeholder(self, v: Var) -> bool:
         """A tile without a value has nothing to store: the region that uses it makes its own."""
@@ -166,7 +166,7 @@ class _Spill(Rewriter):
             if v not in self.leaks.found or (home is not None and home.region is s):
                 continue
             if isinstance(v.type, ScalarType):
-                loads += self._read(v, s.span, inside.env)
+                loads += self._read(v, s.span, inside.env) if v not in self.env else ()
             elif isinstance(v.type, TileType) and self._placeholder(v):
                 local = Var(v.name, v.type, v.span)
                 inside.env[v] = local
@@ -212,7 +212,7 @@ class _Spill(Rewriter):
         return self._buffer(v) if isinstance(v.type, TileType) else v
 
     def _buffer(self, v: Var) -> Var:
-        self.buffers[v] = buffer = Var(v.name, _buffer_type(v), v.span)
+        self.buffers[v] = buffer = Var(f"{v.name}_gm", _buffer_type(v), v.span)
         return buffer
 
     # ---------------------------------------------------------------------------------------- statements

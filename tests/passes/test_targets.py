@@ -1,0 +1,103 @@
+"""Target descriptions: the figures of the four targets, what loading refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from pypto_models.errors import UserError
+from pypto_models.ir.types import Mem
+from pypto_models.target import known_targets, load_target, parse_target
+
+KIB = 1024
+
+
+def test_known_targets() -> None:
+    assert {"a2a3", "a5", "gb10", "h200"} <= set(known_targets())
+    for name in known_targets():
+        assert load_target(name).name == name
+        assert load_target(name) is load_target(name)
+
+
+# Sizes as the vendor's SoC tables give them, in KiB; Vec without the part that must not be allocated.
+SIZES = {
+    "a2a3": {"Mat": 512, "Left": 64, "Right": 64, "Acc": 128, "Bias": 1, "Vec": 192 - 8},
+    "a5": {"Mat": 512, "Left": 64, "Right": 64, "Acc": 256, "Bias": 4, "Vec": 248 - 8},
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_scratchpads(name: str) -> None:
+    target = load_target(name)
+    assert {mem.name: spec.bytes / KIB for mem, spec in target.spaces.items()} == SIZES[name]
+    assert target.is_scratchpad and target.vector_lanes == 2
+    assert target.orders == {"RAW", "WAW"}
+    assert target.tile_align_bytes == 32 and target.fractal is not None
+    assert (target.fractal.rows, target.fractal.row_bytes) == (16, 32)
+
+
+def test_moves_of_the_scratchpads() -> None:
+    a2a3, a5 = load_target("a2a3"), load_target("a5")
+    assert a5.moves - a2a3.moves == {(Mem.Vec, Mem.Mat), (Mem.Acc, Mem.Vec)}  # a5 has them on chip
+    assert (a2a3.handoff, a5.handoff) == ("gm", "onchip")
+    for target in (a2a3, a5):
+        assert target.can_move(Mem.Acc, Mem.Vec) and target.can_move(Mem.Vec, Mem.Mat)
+        assert target.can_move(Mem.Acc, Mem.Mat)
+        assert not target.can_move(Mem.Vec, Mem.Acc) and not target.can_move(Mem.Mat, Mem.Vec)
+    assert (a2a3.cores, a5.cores) == (24, 2 * 18)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "arch", "shared"),
+    [("gb10", 48, "sm_121a", 99 * KIB), ("h200", 132, "sm_90a", 227 * KIB)],
+)
+def test_gpus(name: str, cores: int, arch: str, shared: int) -> None:
+    target = load_target(name)
+    assert (target.kind, target.cores, target.arch) == ("gpu", cores, arch)
+    assert {target.spaces[m].bytes for m in (Mem.Mat, Mem.Left, Mem.Right)} == {shared}
+    assert {target.spaces[m].bytes for m in (Mem.Acc, Mem.Vec)} == {65536 * 4}
+    assert target.orders == {"RAW", "WAW", "WAR"}
+    assert target.can_move(Mem.Vec, Mem.Acc) and target.can_move(Mem.Mat, Mem.Vec)
+    read, nominal = target.figures.read_bytes_per_s, target.figures.nominal_bytes_per_s
+    assert read is not None and nominal is not None and 0.8 < read / nominal < 1
+
+
+def test_unknown_target() -> None:
+    with pytest.raises(UserError, match=r"unknown target 'a4'\n  fix: known: a2a3, a5, gb10, h200"):
+        load_target("a4")
+
+
+GOOD = """
+name: toy
+description: a toy
+kind: scratchpad
+cores: 1
+vector_lanes: 1
+spaces: {Vec: {bytes: 1024, align: 32}}
+moves: {DDR: [Vec], Vec: [DDR]}
+handoff: gm
+orders: [RAW]
+"""
+
+
+def test_parse() -> None:
+    toy = parse_target(GOOD, "toy.yaml")
+    assert toy.moves == {(Mem.DDR, Mem.Vec), (Mem.Vec, Mem.DDR)}
+    assert (toy.slots, toy.fractal, toy.tile_align_bytes, toy.figures.clock_hz) == (2, None, None, None)
+    assert hash(toy) == hash(parse_target(GOOD, "toy.yaml")) and toy == parse_target(GOOD, "toy.yaml")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("kind: scratchpad", "kind: abacus", "kind is 'abacus', one of scratchpad, gpu is expected"),
+        ("cores: 1\n", "", "'cores'"),
+        ("handoff: gm", "handoff: gm\nspeed: 3", r"unknown keys \['speed'\]"),
+        ("[DDR]}", "[DDR, L9]}", "memory space is 'L9'"),
+        ("orders: [RAW]", "orders: [RAR]", "orders is 'RAR'"),
+        ("bytes: 1024, ", "", "'bytes'"),
+    ],
+)
+def test_bad_descriptions(before: str, after: str, why: str) -> None:
+    assert before in GOOD
+    with pytest.raises(UserError, match=rf"toy.yaml: this is not a target description: .*{why}"):
+        parse_target(GOOD.replace(before, after), "toy.yaml")
