@@ -18,6 +18,7 @@ from __future__ import annotations
 from golden.compare import (
     Comparator,
     allclose,
+    on_rows,
     ratio_allclose,
     ratio_reldiff,
     rounding_bound,
@@ -39,6 +40,7 @@ __all__ = [
     "TensorSpec",
     "allclose",
     "execute_and_compare",
+    "on_rows",
     "ratio_allclose",
     "ratio_reldiff",
     "rounding_bound",

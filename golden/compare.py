@@ -263,3 +263,31 @@ def _row_of_topk(
             role = "its score in the golden" if index in score else "the golden's lowest picked score"
             return f"place {place} picks index {index} with score {value!r}, {role} is {reference!r}"
     return ""
+
+
+def on_rows(rows: Tensor, comparator: Comparator) -> Comparator:
+    """Compare the rows (axis 0) listed in ``rows`` with ``comparator``; every other row must not differ by a bit.
+
+    For tensors of which a kernel writes a few rows, such as a KV cache: an average over all rows would dilute
+    an error, and what must stay as it was may hold NaN.
+    """
+
+    def cmp(actual: Tensor, expected: Tensor, **context: Any) -> Verdict:
+        if why := type_mismatch(actual, expected):
+            return False, why
+        same = _bits(actual) == _bits(expected)
+        rest = same.reshape(same.shape[0], -1).all(dim=1)
+        rest[rows] = True
+        if not bool(rest.all()):
+            wrong = (~rest).nonzero().reshape(-1)
+            return False, f"{len(wrong)} rows changed that must not, first {int(wrong[0])}"
+        if len(rows) == 0:
+            return True, "no row to write"
+        return comparator(actual[rows], expected[rows], **context)
+
+    return _named(cmp, f"{len(rows)} rows by {label_of(comparator, torch.float32, 0.0, 0.0)}, the others bit for bit")
+
+
+def _bits(x: Tensor) -> Tensor:
+    """The elements as integers, so that equal NaN compare equal."""
+    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 
 from pypto_models.errors import Diag, UserError, user_error
@@ -49,14 +51,17 @@ def bind(function: Function, args: Mapping[str, Any], written: frozenset[Var]) -
             _check_tensor(function, p, p.var.type, args[p.name], dims, owner)
     _check_extents(function, args, dims)
     _check_aliasing(function, args, written)
-    values: list[View | Number] = []
-    for p in function.params:
-        arg = args[p.name]
-        if isinstance(p.var.type, ScalarType):
-            values.append(_scalar(function, p, p.var.type.dtype, arg))
-        else:
-            values.append(_buffer(p, arg.detach(), p.var in written).view())
-    return Binding(tuple(values), dims)
+    scalars = {
+        p: _scalar(function, p, p.var.type.dtype, args[p.name])
+        for p in function.params
+        if isinstance(p.var.type, ScalarType)
+    }
+    # Making an Out buffer poisons the caller's tensor, so nothing may be refused from here on
+    values = tuple(
+        scalars[p] if p in scalars else _buffer(p, args[p.name].detach(), p.var in written).view()
+        for p in function.params
+    )
+    return Binding(values, dims)
 
 
 def _buffer(p: Param, data: torch.Tensor, written: bool) -> Buffer:
@@ -145,7 +150,8 @@ def _check_aliasing(function: Function, args: Mapping[str, Any], written: frozen
 
 
 def _scalar(function: Function, p: Param, dtype: DType, given: Any) -> Number:
-    value = given.item() if hasattr(given, "item") and getattr(given, "size", None) is not None else given
+    boxed = isinstance(given, torch.Tensor | np.ndarray | np.generic) and prod(given.shape) == 1
+    value = given.item() if boxed else given
     if not isinstance(value, bool | int | float):
         why = f"expected {_expected(p)}, got {type(given).__name__}"
         raise _wrong(function, p.name, why, "pass a number")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pypto_models.errors import PyptoError
+from pypto_models.errors import InternalError, PyptoError
 from pypto_models.ir.expr import Expr, Number
 from pypto_models.ir.nodes import Function
 from pypto_models.ir.types import ScalarType
@@ -58,15 +58,16 @@ class Machine:
         # Extents that no region reads have no name in the program
         dims = {self.program.names[d][0]: n for d, n in binding.dims.items() if d in self.program.names}
         failure: PyptoError | None = None
+        cause: Exception | None = None
         results: tuple[Any, ...] | None = None
         with torch.inference_mode():
             try:
                 results = self.kernel(launch, *binding.values, **dims)
             except Exception as error:
                 failure = blame(error, self.program, self.filename)
-                cause = None if failure is error else error
+                cause = error if isinstance(failure, InternalError) else None
         if failure is not None:
-            # The frames hold every live tile; the error says what matters of them
+            # The frames hold every live tile, and the error says what matters of them
             raise failure.with_traceback(None) from cause
         launch.report()
         return tuple(self._returned(r, binding.values, args) for r in results or ())

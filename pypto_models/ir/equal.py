@@ -1,8 +1,8 @@
 """Structural equality of functions: up to the names of variables, and without regard to spans.
 
 Both functions are walked side by side, with a one-to-one correspondence of their variables.  The carried
-values of a loop and the merged values of an ``if`` are sets: they are paired by what reads them, since their
-order only follows from names.
+values of a loop and the merged values of an ``if`` are sets, whose order only follows from names: two of them
+are paired when the first read pairs their variables.  Of those that nothing reads only the number counts.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from .expr import Binary, Const, Expr, Unary, Var, dim_expr, index
 from .nodes import Bind, Block, Carried, For, Function, If, Let, Merged, Region, Return, Scope, Stmt
@@ -36,14 +36,18 @@ class _Different(Exception):
     """Not an error: carries the first difference out of the walk."""
 
 
+Join: TypeAlias = Carried | Merged
+
+
 class _Comparison:
     def __init__(self) -> None:
         self.there: dict[Var, Var] = {}  # variables of a, to those of b
         self.back: dict[Var, Var] = {}
-        # Parameters of open loops that no read has paired yet
-        self.open_a: dict[Var, tuple[For, Carried]] = {}
-        self.open_b: dict[Var, tuple[For, Carried]] = {}
-        self.loops: dict[int, For] = {}  # loop of a, by identity, to that of b
+        # Variables of carried and merged values that no read has paired yet, with their loop or if
+        self.open_a: dict[Var, tuple[For | If, Join]] = {}
+        self.open_b: dict[Var, tuple[For | If, Join]] = {}
+        self.twins: dict[int, Stmt] = {}  # statements of a, by identity, to those of b
+        self.running: dict[int, list[tuple[Carried, Carried]]] = {}  # loops of a that are being walked
         self.place: list[str | tuple[int, Stmt]] = []
 
     # ------------------------------------------------------------------------------------ reporting
@@ -70,11 +74,7 @@ class _Comparison:
             if self.there.get(a) is not b:
                 raise self.differ(what, a.name, b.name)
         elif a in self.open_a and b in self.open_b:
-            loop_a, carried_a = self.open_a[a]
-            loop_b, carried_b = self.open_b[b]
-            if self.loops[id(loop_a)] is not loop_b:
-                raise self.differ(what, a.name, b.name)
-            self.pair(carried_a, carried_b)
+            self.pair(what, a, b)
         elif a is not b:  # both undefined here: the same variable, or a difference
             raise self.differ(what, a.name, b.name)
 
@@ -110,20 +110,6 @@ class _Comparison:
         self.same(f"the number of {what}s", len(a), len(b))
         for x, y in zip(a, b, strict=True):
             self.expr(what, x, y)
-
-    def matches(self, a: Expr, b: Expr) -> bool:
-        """Whether two expressions correspond already, without pairing anything."""
-        there, back = dict(self.there), dict(self.back)
-        opened = self.open_a, self.open_b
-        self.open_a, self.open_b = {}, {}
-        try:
-            self.expr("", a, b)
-        except _Different:
-            return False
-        finally:
-            self.there, self.back = there, back
-            self.open_a, self.open_b = opened
-        return True
 
     def type(self, what: str, a: Type, b: Type) -> None:
         if not isinstance(a, TensorType | TileType) or not isinstance(b, TensorType | TileType):
@@ -220,24 +206,13 @@ class _Comparison:
         self.same("stage", a.stage, b.stage)
         self.same("the number of carried values", len(a.carried), len(b.carried))
         self.define("the loop variable", a.var, b.var)
-        self.loops[id(a)] = b
-        self.open_a |= {c.param: (a, c) for c in a.carried}
-        self.open_b |= {c.param: (b, c) for c in b.carried}
+        self.twins[id(a)] = b
+        self.open_a |= {v: (a, c) for c in a.carried for v in (c.param, c.result)}
+        self.open_b |= {v: (b, c) for c in b.carried for v in (c.param, c.result)}
+        self.running[id(a)] = []
         self.block(a.body, b.body)
-        for c in a.carried:  # those that the body does not read
-            if c.param in self.open_a:
-                others = [d for d in b.carried if d.param in self.open_b]
-                self.pair(c, next((d for d in others if self.matches(c.next, d.next)), others[0]))
-        for c in a.carried:
-            d = next(d for d in b.carried if d.param is self.there[c.param])
+        for c, d in self.running.pop(id(a)):
             self.expr(f"the next value of {c.param.name}", c.next, d.next)
-            self.define("the carried value", c.result, d.result)
-
-    def pair(self, a: Carried, b: Carried) -> None:
-        """Two carried values of corresponding loops are the same one."""
-        del self.open_a[a.param], self.open_b[b.param]
-        self.expr(f"the initial value of {a.param.name}", a.init, b.init)
-        self.define("the carried value", a.param, b.param)
 
     def branches(self, a: If, b: If) -> None:
         self.expr("the condition", a.cond, b.cond)
@@ -246,14 +221,34 @@ class _Comparison:
         with self.inside("else"):
             self.block(a.orelse, b.orelse)
         self.same("the number of merged values", len(a.merged), len(b.merged))
-        left: list[Merged] = list(b.merged)
-        for m in a.merged:
-            alike = (n for n in left if self.matches(m.then, n.then) and self.matches(m.orelse, n.orelse))
-            n = next(alike, left[0])
-            self.expr(f"{m.result.name} of the then branch", m.then, n.then)
-            self.expr(f"{m.result.name} of the else branch", m.orelse, n.orelse)
-            self.define("the merged value", m.result, n.result)
-            left.remove(n)
+        self.twins[id(a)] = b
+        self.open_a |= {m.result: (a, m) for m in a.merged}
+        self.open_b |= {m.result: (b, m) for m in b.merged}
+
+    def pair(self, what: str, v: Var, w: Var) -> None:
+        """Two variables of open joins: the joins must be one, and their values agree."""
+        (stmt_a, a), (stmt_b, b) = self.open_a[v], self.open_b[w]
+        alike = self.twins[id(stmt_a)] is stmt_b and (v is a.result) == (w is b.result)
+        if not alike:
+            raise self.differ(what, v.name, w.name)
+        name = a.result.name
+        for x, y in ((a.result, b.result), *self.params(a, b)):
+            del self.open_a[x], self.open_b[y]
+            self.define("the joined value", x, y)
+        if isinstance(a, Merged) and isinstance(b, Merged):
+            self.expr(f"{name} of the then branch", a.then, b.then)
+            self.expr(f"{name} of the else branch", a.orelse, b.orelse)
+        elif isinstance(a, Carried) and isinstance(b, Carried):
+            self.expr(f"the initial value of {name}", a.init, b.init)
+            if id(stmt_a) in self.running:  # its next value may not be defined yet
+                self.running[id(stmt_a)].append((a, b))
+            else:
+                self.expr(f"the next value of {name}", a.next, b.next)
+
+    @staticmethod
+    def params(a: Join, b: Join) -> Iterator[tuple[Var, Var]]:
+        if isinstance(a, Carried) and isinstance(b, Carried):
+            yield a.param, b.param
 
 
 def _both_nan(a: object, b: object) -> bool:

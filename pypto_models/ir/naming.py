@@ -67,18 +67,33 @@ class Names:
 
     # ------------------------------------------------------------------------------------ groups
     def _coalesce(self, block: Block) -> None:
-        fixed: set[Var] = set()  # loop variables and block indices are never rebound
+        fixed: list[Var] = []  # loop variables and block indices are never rebound
         for s in walk(block):
             if isinstance(s, For):
-                fixed.add(s.var)
+                fixed.append(s.var)
                 for c in s.carried:
                     self._join(c.param, c.result)
             elif isinstance(s, Region) and s.block is not None:
-                fixed.add(s.block)
+                fixed.append(s.block)
+        self._reuse(fixed)
         edges = [(a, b) for a, b in _edges(block) if a not in fixed and b not in fixed]
         self._join_all([(a, b) for a, b in edges if a.name == b.name])
         given = set(self._given)  # a parameter is only rebound where the user did so
         self._join_all([(a, b) for a, b in edges if a not in given and b not in given])
+
+    def _reuse(self, indices: list[Var]) -> None:
+        """One name for loop variables that the user called alike, unless their loops nest."""
+        alike: dict[str, list[_Group]] = {}
+        for v in indices:
+            home = self._live.homes[v]
+            groups = alike.setdefault(v.name, [])
+            for g in groups:
+                if not any(home[: len(h)] == h or h[: len(home)] == home for h in g.homes):
+                    g.absorb(self._groups[v])
+                    self._groups[v] = g
+                    break
+            else:
+                groups.append(self._groups[v])
 
     def _join_all(self, edges: list[tuple[Var, Var]]) -> None:
         while any([self._join(a, b) for a, b in edges]):  # a list: one join may make another one legal

@@ -289,7 +289,9 @@ class _Printer:
 
     def assign(self, pairs: Iterable[tuple[Var, Expr]]) -> None:
         """``names = values``, all at once: no name is overwritten while another value still needs it."""
-        pending = [(self.names[v], x) for v, x in pairs if not self.same_text(v, x)]
+        pending = sorted(
+            ((self.names[v], x) for v, x in pairs if not self.same_text(v, x)), key=lambda p: p[0]
+        )  # fmt: skip
         kept: list[tuple[Var, str]] = []
         while pending:
             read = [{self.names[u] for u in free_vars(x)} for _, x in pending]

@@ -68,6 +68,9 @@ def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = 
     )  # fmt: skip
 
 
+_COMBINE = {"add": "add", "mul": "mul", "maximum": "max", "minimum": "min"}  # associative over trips of a loop
+
+
 def _binary(name: str, doc: str, fn: BinaryFn) -> OpDef:
     def infer(lhs: Expr, rhs: Expr) -> TileType:
         a = tile_type(lhs)
@@ -98,7 +101,7 @@ def _binary(name: str, doc: str, fn: BinaryFn) -> OpDef:
     low = 0.5 if divides else -2.0
     return op(
         name, LHS, OpParam("rhs", Kind.TILE_OR_SCALAR), doc=doc, infer=infer, reference=reference,
-        cost=elements_cost, inplace=("lhs", "rhs"),
+        cost=elements_cost, inplace=("lhs", "rhs"), combine=_COMBINE.get(name),
         samples=(
             Sample((T((16, 32), FP32), T((16, 32), FP32, low=low))),
             Sample((T((16, 32), FP32, (3, 20)), T((16, 32), FP32, (9, 32), low=low))),

@@ -59,7 +59,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "computed extent": (
         {"y": torch.ones(15, 16).bfloat16()}, r"'y': expected .*, got \[15, 16\]: axis 0 must be 16",
     ),
-    "strides": ({"x": torch.ones(16, 8).t()}, r"'x': \[8, 16\] float32 is not contiguous \(strides \[1, 8\]\)"),
+    "strides": ({"x": torch.ones(16, 8).t()}, r"'x': .* is not contiguous \(strides \[1, 8\]\)"),
     "device": ({"x": torch.ones(8, 16, device="meta")}, r"'x': it is on meta"),
     "number": ({"s": torch.ones(3)}, r"'s': expected a number \(INT8\), got Tensor"),
     "fraction": ({"s": 1.5}, r"'s': expected a number \(INT8\), got 1\.5"),

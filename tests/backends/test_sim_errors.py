@@ -63,7 +63,9 @@ def store_outside(
             out = pl.assemble(out, pl.slice(x, [8, 16], [0, 0]), [n + i * 8, 0])  # store outside
 
 
-@pytest.mark.parametrize(("n", "place", "trip"), [(-1, "out[-1:7, 0:16]", "i = 0"), (0, "out[8:16, 0:16]", "i = 1")])
+@pytest.mark.parametrize(
+    ("n", "place", "trip"), [(-1, "out[-1:7, 0:16]", "i = 0"), (0, "out[8:16, 0:16]", "i = 1")]
+)
 def test_a_store_outside_names_the_box_and_the_trip(n: int, place: str, trip: str) -> None:
     fails(
         store_outside, "store outside", f"pl.assemble writes {place} outside of its extents [12, 16]", trip,
@@ -72,7 +74,9 @@ def test_a_store_outside_names_the_box_and_the_trip(n: int, place: str, trip: st
 
 
 @pl.jit
-def view_outside(x: pl.Tensor[[ROWS, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[4, 16], pl.FP32]]):
+def view_outside(
+    x: pl.Tensor[[ROWS, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[4, 16], pl.FP32]]
+):
     page = pl.slice(x, [8, 16], [8, 0])  # take the page
     with pl.at(level=pl.Level.CORE_GROUP):
         out[:, :] = pl.slice(page, [4, 16], [n, 0])  # load from the page
@@ -80,8 +84,8 @@ def view_outside(x: pl.Tensor[[ROWS, 16], pl.FP32], n: pl.Scalar[pl.INT32], out:
 
 def test_a_load_outside_of_a_view_but_inside_of_its_tensor() -> None:
     fails(
-        view_outside, "load from the page", "pl.slice reads a view of x[6:10, 0:16] outside of its extents [8, 16]",
-        "the box starts at x[14, 0]; x is [32, 16]", x=torch.zeros(32, 16), n=6, out=torch.zeros(4, 16),
+        view_outside, "load from the page",
+        "pl.slice reads a view of x[6:10, 0:16] outside of its extents [8, 16]", "the box starts at x[14, 0]; x is [32, 16]", x=torch.zeros(32, 16), n=6, out=torch.zeros(4, 16),
     )  # fmt: skip
 
 
@@ -119,8 +123,8 @@ def skipped_block(x: pl.Tensor[[8, 16], pl.FP32], out: pl.Out[pl.Tensor[[8, 16],
 
 def test_a_hole_in_scratch_is_found_at_its_first_element() -> None:
     error = fails(
-        skipped_block, "read the hole", "pl.slice reads scratch[6, 0], which was never written", "region 'copy'",
-        x=torch.zeros(8, 16), out=torch.zeros(8, 16),
+        skipped_block, "read the hole", "pl.slice reads scratch[6, 0], which was never written",
+        "region 'copy'", x=torch.zeros(8, 16), out=torch.zeros(8, 16),
     )  # fmt: skip
     assert error.diag is Diag.UNINITIALISED
 
@@ -171,7 +175,9 @@ def test_a_loop_without_trips_leaves_the_accumulator_undefined() -> None:
 
 # ------------------------------------------------------------------------------------------ valid rectangle
 @pl.jit
-def uneven(x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut[pl.Tensor[[8, 16], pl.FP32]]):
+def uneven(
+    x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut[pl.Tensor[[8, 16], pl.FP32]]
+):
     with pl.at(level=pl.Level.CORE_GROUP):
         a = pl.slice(x, [8, 16], [0, 0])
         short = pl.slice(x, [8, 16], [0, 0], valid_shape=[n, 16])  # cut the rows
@@ -181,8 +187,8 @@ def uneven(x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut
 def test_an_op_past_the_valid_rows_names_the_operand() -> None:
     args = {"x": torch.zeros(8, 16), "out": torch.zeros(8, 16)}
     error = fails(
-        uneven, "add uneven tiles", "pl.add reads outside the valid region of short", "it needs [8, 16], only [3, 16]",
-        "lhs: a [8, 16], valid [8, 16]", "rhs: short [8, 16], valid [3, 16]", n=3, **args,
+        uneven, "add uneven tiles", "pl.add reads outside the valid region of short",
+        "it needs [8, 16], only [3, 16]", "lhs: a [8, 16], valid [8, 16]", "rhs: short [8, 16], valid [3, 16]", n=3, **args,
     )  # fmt: skip
     assert error.diag is Diag.INVALID_READ
 
@@ -196,7 +202,9 @@ def test_a_valid_shape_lies_within_its_tile(n: int) -> None:
 
 
 @pl.jit
-def shrink(x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut[pl.Tensor[[8, 16], pl.FP32]]):
+def shrink(
+    x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut[pl.Tensor[[8, 16], pl.FP32]]
+):
     with pl.at(level=pl.Level.CORE_GROUP):
         t = pl.slice(x, [8, 16], [0, 0], valid_shape=[4, 16])
         out[0:8, :] = pl.set_validshape(t, n, 16)  # grow the rows
@@ -204,8 +212,8 @@ def shrink(x: pl.Tensor[[8, 16], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.InOut
 
 def test_set_validshape_only_shrinks() -> None:
     fails(
-        shrink, "grow the rows", "reads outside the valid region of t", "it needs [5, 16], only [4, 16] of [8, 16]",
-        n=5, x=torch.zeros(8, 16), out=torch.zeros(8, 16),
+        shrink, "grow the rows", "reads outside the valid region of t",
+        "it needs [5, 16], only [4, 16] of [8, 16]", n=5, x=torch.zeros(8, 16), out=torch.zeros(8, 16),
     )  # fmt: skip
 
 
@@ -254,10 +262,11 @@ def integer_tiles(x: pl.Tensor[[8, 8], pl.INT32], out: pl.Out[pl.Tensor[[8, 8], 
 
 def test_an_integer_tile_divided_by_zero() -> None:
     zeros = torch.zeros(8, 8, dtype=torch.int32)
-    fails(integer_tiles, "divide integers", "pl.div: an element of the integer divisor is 0", x=zeros, out=zeros + 1)
+    message = "pl.div: an element of the integer divisor is 0"
+    fails(integer_tiles, "divide integers", message, x=zeros, out=zeros + 1)
 
 
-# ------------------------------------------------------------------------------------------ views, scopes, bugs
+# ------------------------------------------------------------------------------------------ views, bugs
 @pl.jit
 def torn(x: pl.Tensor[[8, 32], pl.FP32], out: pl.Out[pl.Tensor[[8, 16], pl.FP32]]):
     left = pl.slice(x, [8, 16], [0, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch
 from backends.sim import Machine, simulate
 from backends.sim.lanes import join_tile, split_tile
 from pypto_models.errors import InternalError, UserError
+from pypto_models.ir.expr import Var
 from pypto_models.ir.nodes import Direction, Function
-from pypto_models.ir.types import BF16, FP32, INT32, Mem, ScalarType, SplitMode, TensorType
+from pypto_models.ir.rewrite import Rewriter
+from pypto_models.ir.types import BF16, FP32, INT32, Mem, ScalarType, SplitMode, TensorType, TileType
 from pypto_models.ops.value import TileValue
 
-from .build import Builder
+from .build import Builder, calc
 
 BOTH = (SplitMode.UP_DOWN, SplitMode.LEFT_RIGHT)
 
@@ -50,8 +53,8 @@ def gemm_residual(rows: int, cols: int) -> Callable[[SplitMode], Function]:
             with b.loop(3, init=(v,)) as loop:
                 loop.next = (b.vec("maximum", b.vec("mul", loop.values[0], 1.5), 0.25),)
             v = loop.results[0]
-            live = b.vec("set_validshape", v, n, cols) if split is not SplitMode.LEFT_RIGHT else v
-            live = b.vec("set_validshape", v, rows, n) if split is SplitMode.LEFT_RIGHT else live
+            extents = (rows, n) if split is SplitMode.LEFT_RIGHT else (n, cols)
+            live = b.vec("set_validshape", v, *extents)
             b("store", out, live, (0, 0))
             half = b.vec("cast", b.vec("fillpad", live, "zero"), BF16, "rint")
             joined = b("move", half, Mem.Mat)
@@ -87,12 +90,6 @@ def test_a_mixed_region(split: SplitMode, shape: tuple[int, int], n: int) -> Non
 
 def unsplit_twin(rows: int, cols: int, split: SplitMode) -> Function:
     """The function of a split mode without the split."""
-    from dataclasses import replace
-
-    from pypto_models.ir.expr import Var
-    from pypto_models.ir.nodes import Block, Stmt
-    from pypto_models.ir.rewrite import Rewriter
-    from pypto_models.ir.types import TileType
 
     class Whole(Rewriter):
         def var(self, v: Var) -> Var:
@@ -101,9 +98,6 @@ def unsplit_twin(rows: int, cols: int, split: SplitMode) -> Function:
             new = Var(v.name, v.type.with_(split=SplitMode.NONE))
             self.env[v] = new
             return new
-
-        def stmt(self, s: Stmt) -> Stmt | Block:
-            return self.descend(s)
 
     function = gemm_residual(rows, cols)(split)
     return replace(function, body=Whole().block(function.body))
@@ -135,7 +129,7 @@ def test_softmax_on_rows_that_are_partly_valid(valid: int) -> None:
             p = b.vec("row_expand_div", e, b.vec("row_sum", e))
             place = b.vec("create_tile", (9, 16), FP32)
             place = b.vec("add", b.vec("insert", place, b.vec("full", (9, 16), FP32, 2.0), (0, 0)), 1.0)
-            b("store", out, b.vec("sub", p, b.vec("reshape", place, (9, 16))), (row_of(block), 0))
+            b("store", out, b.vec("sub", p, b.vec("reshape", place, (9, 16))), (calc("*", block, 9), 0))
         return b.function()
 
     x = randn(4, 9, 16)
@@ -149,12 +143,6 @@ def test_softmax_on_rows_that_are_partly_valid(valid: int) -> None:
         torch.testing.assert_close(out, want, rtol=1e-6, atol=1e-6)
         results.append(out)
     assert torch.equal(*results)
-
-
-def row_of(block: object) -> object:
-    from .build import calc
-
-    return calc("*", block, 9)
 
 
 def test_rows_become_more_rows() -> None:

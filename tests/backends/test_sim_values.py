@@ -27,8 +27,9 @@ def run(kernel: Any, **args: Any) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------------ control flow
 @pl.jit
 def k_loop(
-    x: pl.Tensor[[16, 96], pl.BF16], w: pl.Tensor[[64, 96], pl.BF16], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
-):
+    x: pl.Tensor[[16, 96], pl.BF16], w: pl.Tensor[[64, 96], pl.BF16],
+    out: pl.Out[pl.Tensor[[16, 64], pl.FP32]],
+):  # fmt: skip
     for n in pl.spmd(2, name_hint="gemm"):
         acc = pl.create_tensor([16, 32], dtype=pl.FP32)
         for k in pl.range(0, 96, 32):
@@ -42,7 +43,8 @@ def k_loop(
 
 
 def test_a_k_loop_with_a_peeled_first_step_is_a_matmul() -> None:
-    x, w, out = randn(16, 96, dtype=torch.bfloat16), randn(64, 96, seed=1, dtype=torch.bfloat16), torch.empty(16, 64)
+    x, w = randn(16, 96, dtype=torch.bfloat16), randn(64, 96, seed=1, dtype=torch.bfloat16)
+    out = torch.empty(16, 64)
     run(k_loop, x=x, w=w, out=out)
     torch.testing.assert_close(out, x.float() @ w.float().t(), rtol=1e-5, atol=1e-5)
 
@@ -112,7 +114,8 @@ def test_scalar_arithmetic_floors_and_truncates(n: int, f: float) -> None:
     table, out = torch.tensor([5, 6, 7, 8], dtype=torch.int32), torch.empty(1, 8)
     run(scalars, n=n, f=torch.tensor(f), table=table, out=out)
     at = 5 + n % 4
-    assert out.tolist() == [[n // 4, n % 4, at, f / 2, int(f), min(n, at) - max(n, at), -f, float(n < 0 < at)]]
+    want = [n // 4, n % 4, at, f / 2, int(f), min(n, at) - max(n, at), -f, float(n < 0 < at)]
+    assert out.tolist() == [want]
 
 
 @pl.jit

@@ -1,10 +1,14 @@
 """The Qwen3-14B decoder layer and its head, composed of blocks in the kernel language.
 
+    python models/qwen3_14b/decode_layer.py --lm-head skip      compile, run and check it (see --help)
+
 Equations: Qwen3 (arXiv:2505.09388) as in Hugging Face's `Qwen3ForCausalLM`; `reference.py` has them in torch,
 with the layouts of all tensors.
 """
 
 from __future__ import annotations
+
+import sys
 
 import pypto_models.language as pl
 from models.common.attention import attention
@@ -153,3 +157,9 @@ def decode_layer_with_head(
     )  # fmt: skip
     normed = apply_final_norm(next_hidden, final_norm, normed)
     logits = project_logits(normed, w_lm_head, logits)
+
+
+if __name__ == "__main__":
+    from models.qwen3_14b.harness import main
+
+    sys.exit(main())

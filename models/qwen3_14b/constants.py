@@ -1,0 +1,54 @@
+"""The constants that make the blocks of `models/common` a Qwen3 of a given size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pypto_models.language as pl
+from models.common import tiling
+from models.qwen3_14b.config import FULL, Config
+
+TILING = Path(__file__).parent / "tiling"
+TILE_HEIGHT = 8  # heads are padded to a multiple of it: a column of 8 fp32 is the least that aligns
+
+
+def constants(config: Config, target: str, *, head_rows: int | None = None) -> dict[str, Any]:
+    """Names and values for `compile(constants=...)`.
+
+    Args:
+        config: the model's sizes; the tiling file of `target` applies to the published size, other sizes run
+            with the blocks' defaults.
+        target: name of the target, without the backend.
+        head_rows: rows of the LM head that a step computes; None for a step without it.
+    """
+    c = config
+    values: dict[str, Any] = {
+        "DTYPE": {"bf16": pl.BF16, "fp32": pl.FP32}[c.dtype],
+        "EPS": c.eps,
+        "HIDDEN": c.hidden,
+        "INTERMEDIATE": c.intermediate,
+        "Q_HEADS": c.q_heads,
+        "KV_HEADS": c.kv_heads,
+        "GROUP": c.group,
+        "HEAD_DIM": c.head_dim,
+        "HALF_DIM": c.head_dim // 2,
+        "SCALE": c.scale,
+        "PAGE": c.page,
+        "MAX_BATCH": c.max_batch,
+        "Q_ROWS": _padded(c.q_heads),
+        "KV_ROWS": _padded(c.kv_heads),
+        "Q_WIDTH": c.q_width,
+        "QKV_WIDTH": c.qkv_width,
+        "GATE_UP_WIDTH": 2 * c.intermediate,
+    }
+    if head_rows is not None:
+        values["VOCAB_ROWS"] = head_rows
+    tiles = tiling.load_source(TILING, target) if c.hidden == FULL.hidden else {}
+    if head_rows is None:
+        tiles = {name: v for name, v in tiles.items() if not name.startswith("HEAD_")}
+    return values | tiles
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // TILE_HEIGHT) * TILE_HEIGHT
