@@ -52,6 +52,7 @@ lint: $(STAMP) ## ruff and mypy (strict on ir, ops, golden)
 
 docs: $(STAMP) ## write the generated pages of docs/ anew
 	$(BIN)/pypto-models docs --write
+	$(BIN)/python -m tools.pages
 
 clean: ## remove caches and build output
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

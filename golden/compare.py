@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from golden.diff import Diff, Within, measure, type_mismatch, unravel
-from golden.memory import chunks
+from golden.memory import bits, chunks
 
 Verdict = tuple[bool, str]
 
@@ -275,8 +275,8 @@ def on_rows(rows: Tensor, comparator: Comparator) -> Comparator:
     def cmp(actual: Tensor, expected: Tensor, **context: Any) -> Verdict:
         if why := type_mismatch(actual, expected):
             return False, why
-        same = _bits(actual) == _bits(expected)
-        rest = same.reshape(same.shape[0], -1).all(dim=1)
+        same = bits(actual.contiguous()) == bits(expected.contiguous())
+        rest = same.reshape(actual.shape[0], -1).all(dim=1)
         rest[rows] = True
         if not bool(rest.all()):
             wrong = (~rest).nonzero().reshape(-1)
@@ -287,7 +287,3 @@ def on_rows(rows: Tensor, comparator: Comparator) -> Comparator:
 
     return _named(cmp, f"{len(rows)} rows by {label_of(comparator, torch.float32, 0.0, 0.0)}, the others bit for bit")
 
-
-def _bits(x: Tensor) -> Tensor:
-    """The elements as integers, so that equal NaN compare equal."""
-    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()])

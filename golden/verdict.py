@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,9 @@ def judge(
     got, want = actual[name], expected[name]
 
     def report(status: Status, detail: str, rule: str, diff: Diff | None = None) -> TensorReport:
+        worst = diff.worst if diff else None
+        if worst and status == "PASS" and math.isinf(worst.error):
+            worst = None  # NaN or Inf that the comparator accepts: only the finite errors say something
         return TensorReport(
             name=name,
             status=status,
@@ -132,8 +136,8 @@ def judge(
             dtype=str(got.dtype),
             rule=rule,
             detail=detail,
-            max_error=diff.worst.error if diff and diff.worst else None,
-            worst_index=diff.worst.index if diff and diff.worst else None,
+            max_error=worst.error if worst else diff.max_error if diff and status == "PASS" else None,
+            worst_index=worst.index if worst else None,
         )
 
     if why := type_mismatch(got, want):

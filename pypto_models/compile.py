@@ -24,6 +24,7 @@ from .language.entry import written_params
 from .passes import PIPELINE
 from .passes.plan_memory import MemoryPlan, plan
 from .passes.task_graph import TaskGraph, build
+from .schedule.domain import RegionDomain, describe, region_domains
 from .target import Target, known_targets, load_target
 
 Progress = Callable[[int, int, str], None]
@@ -63,6 +64,7 @@ class Compiled:
     name: str
     function: Function
     graph: TaskGraph
+    domains: tuple[RegionDomain, ...]
     plan: MemoryPlan
     target: Target
     warnings: tuple[str, ...]
@@ -146,8 +148,9 @@ def lower_for(
     if not memory.checked:
         warnings.append(memory.note)
     warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
+    domains = region_domains(graph)
     seconds = time.perf_counter() - started
-    return Compiled(kernel.name, function, graph, memory, target, tuple(warnings), tuple(stages), seconds)
+    return Compiled(kernel.name, function, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds)
 
 
 def run_passes(function: Function, target: Target, check: bool = False) -> Iterator[tuple[str, Function]]:
@@ -168,6 +171,7 @@ def dump(compiled: Compiled, folder: Path) -> None:
     for i, (name, function) in enumerate(compiled.stages):
         (folder / f"{i:02d}_after_{name}.py").write_text(format_function(function))
     (folder / "task_graph.txt").write_text(compiled.graph.describe())
+    (folder / "region_domains.txt").write_text(describe(compiled.domains))
     (folder / "memory_plan.txt").write_text(memory_table(compiled.plan))
 
 

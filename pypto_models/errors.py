@@ -52,7 +52,7 @@ class Diag(Enum):
 
     # --- front end: Python subset and names
     SYNTAX = ("{what} is not part of the kernel language", "{fix}")
-    NOT_A_KERNEL = ("{what} is not a kernel", "decorate the function with @pl.jit")
+    NOT_A_KERNEL = ("{what} is not a kernel", "decorate the function with @pl.jit, or with @pl.jit.inline to call it from a kernel")
     NO_SOURCE = ("the source of {name} is not available", "define the kernel in a file, not at a prompt")
     UNDEFINED = ("the name {name!r} is not defined here", "{fix}")
     NOT_ON_EVERY_PATH = (
@@ -135,7 +135,8 @@ class UserError(PyptoError, ValueError):
         return self.diag.value[1].format(**self.fields)
 
     def __str__(self) -> str:
-        lines = [f"{self.span}: error[{self.code}]: {self.message}"]
+        place = f"{self.span}: " if self.span.line else ""  # an argument has no line
+        lines = [f"{place}error[{self.code}]: {self.message}"]
         excerpt = self.span.excerpt()
         if excerpt:
             lines.append(excerpt)

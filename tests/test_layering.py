@@ -23,7 +23,7 @@ REPO = Path(__file__).parent.parent
 # specific holds.  With "*" each match is a layer of its own: no backend and no model sees another.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pypto_models.errors": (),
-    "pypto_models.target": ("pypto_models.errors",),
+    "pypto_models.target": ("pypto_models.ir", "pypto_models.errors"),
     "pypto_models.ir": ("pypto_models.errors",),
     "pypto_models.ops": ("pypto_models.ir", "pypto_models.errors"),
     "pypto_models.language": ("pypto_models.ops", "pypto_models.ir", "pypto_models.errors"),
@@ -39,14 +39,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
         "=backends",  # the table, to look a name up; never a backend
     ),
+    "pypto_models.docs": ("pypto_models.language", "pypto_models.ops", "pypto_models.ir"),
+    "pypto_models.foreign": ("pypto_models.language", "pypto_models.errors"),
+    "pypto_models.check": (
+        "pypto_models.compile", "pypto_models.foreign", "pypto_models.language", "pypto_models.passes",
+        "pypto_models.target", "pypto_models.errors",
+    ),
     "pypto_models.cli": ("pypto_models", "=backends"),
     "=pypto_models": ("pypto_models",),  # the package's own __init__.py: what it re-exports
     "=backends": ("pypto_models", "backends"),  # the table of backends
     "backends.*": ("pypto_models", "=backends"),
     "golden": ("pypto_models.compile", "pypto_models.errors"),
     "=models": (),
-    "models.common": ("pypto_models.language",),
-    "models.*": ("pypto_models.language", "pypto_models.compile", "golden", "models.common"),
+    "models.common": ("pypto_models.language", "pypto_models.errors"),
+    "models.*": (
+        "pypto_models.language", "pypto_models.compile", "pypto_models.errors", "golden", "models.common",
+        "models.*.reference",
+    ),
     # torch only, so that it shares no mistake with the kernels
     "models.*.reference": ("models.*.config", "models.common.reference"),
     "tools": ("pypto_models", "backends", "golden", "models"),

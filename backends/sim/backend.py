@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
-from pypto_models.ir.nodes import Function
+from pypto_models.compile import Compiled
 
 from .launch import Progress
 from .machine import Machine
-
-
-class Compiled(Protocol):
-    """What the compile driver hands over; the simulator reads the function only."""
-
-    @property
-    def function(self) -> Function: ...
 
 
 class Simulation:

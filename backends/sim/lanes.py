@@ -17,7 +17,7 @@ from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, Expr, Var, binary, index
 from pypto_models.ir.nodes import Arg, Let, Operation
 from pypto_models.ir.types import SplitMode, TileType
-from pypto_models.ops import memory
+from pypto_models.ops import memory, slicing
 from pypto_models.ops.value import TileValue
 
 LANES = (0, 1)
@@ -125,7 +125,7 @@ def _box(let: Let, axis: int, lane: int) -> Let:
     if not isinstance(extent, Const):
         raise InternalError(f"{let.op.name} at {let.span}: the extent of a tile is not constant")
     n = int(extent.value)
-    start = 0 if let.op is memory.EXTRACT or lane == 0 else lane_extent(n, 0)
+    start = 0 if let.op is slicing.EXTRACT or lane == 0 else lane_extent(n, 0)
     if isinstance(valid, tuple):
         valid = _put(_exprs(let, "valid_shape"), axis, _share(_exprs(let, "valid_shape")[axis], n, lane))
     return _with(
@@ -162,9 +162,9 @@ def _valid(let: Let, axis: int, lane: int) -> Let:
 
 
 _RULES: dict[Operation, Callable[[Let, int, int], Let]] = {
-    memory.LOAD: _box,
-    memory.EXTRACT: _box,
-    memory.STORE: _store,
+    slicing.LOAD: _box,
+    slicing.EXTRACT: _box,
+    slicing.STORE: _store,
     memory.FULL: _result_shape,
     memory.CREATE_TILE: _result_shape,
     memory.RESHAPE: _result_shape,

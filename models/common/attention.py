@@ -1,9 +1,10 @@
 """Decode attention over a paged KV cache, split along the context (Flash-Decoding).
 
-The context of every sequence is cut into runs of `run_pages` pages.  A work item is one run of one KV head; the
-items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the cores at
-batch 1 as at batch 16.  A run keeps an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A sequence
-with one run writes its result; with more, each run leaves a partial (maximum, sum, accumulator) to merge.
+The context of every sequence is cut into runs of `run_pages` pages.  A work item is one run of one KV head;
+the items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the
+cores at batch 1 as at batch 16.  A run keeps an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A
+sequence with one run writes its result; with more, each run leaves a partial (maximum, sum, accumulator) to
+merge.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ HEAD_K = 64
 
 @pl.jit.inline
 def accumulate(acc: pl.Tensor, xk: pl.Tensor, wk: pl.Tensor, k: pl.Scalar[pl.INDEX]):
-    """Step `k` of a K loop: `acc` [M, N] fp32 += `xk` [M, K] @ `wk` [N, K]^T; step 0 gives `acc` its value."""
+    """Step `k` of a K loop: `acc` [M, N] fp32 += `xk` [M, K] @ `wk` [N, K]^T; step 0 begins it."""
     if k == 0:
         acc = pl.matmul(xk, wk, out_dtype=pl.FP32, b_trans=True)
     else:
@@ -92,7 +92,7 @@ def silu(x: pl.Tensor):
 
 @pl.jit.inline
 def project_gate_up(x: pl.Tensor, w: pl.Tensor, out: pl.Tensor):
-    """`out` [T, I] = silu(`x` @ gate^T) * (`x` @ up^T) with `w` [2 I, K] = gate over up; one K loop for both."""
+    """`out` [T, I] = silu(`x` @ gate^T) * (`x` @ up^T) in one K loop; `w` [2 I, K] is gate over up."""
     rows = pl.tensor.dim(x, 0)
     inner = w.shape[0] // 2
     for n in pl.spmd(

@@ -1,4 +1,4 @@
-"""Per-head QK norm, rotary embedding (Su et al., arXiv:2104.09864, rotate-half form) and the paged KV write."""
+"""Per-head QK norm, rotary embedding (Su et al., arXiv:2104.09864, rotate-half form), paged KV write."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which rows of a step are live.  That is device data, decided inside the kernels.
 
-Row t belongs to the sequence s with cu_q[s] <= t < cu_q[s + 1].  It is dead if there is none, if ctx[s] is 0, or
-if its slot is negative.  A dead row enters the layer as zeros; every block maps a zero row to a zero row.
+Row t belongs to the sequence s with cu_q[s] <= t < cu_q[s + 1].  It is dead if there is none, if ctx[s] is 0,
+or if its slot is negative.  A dead row enters the layer as zeros; every block maps a zero row to a zero row.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def enter(
     residual: pl.Tensor,
     normed: pl.Tensor,
 ):
-    """Begin a layer: `residual` [T, H] = `hidden` with dead rows zeroed, `normed` [T, H] = RMSNorm(`residual`)."""
+    """`residual` [T, H] = `hidden` with dead rows zeroed; `normed` [T, H] = RMSNorm(`residual`)."""
     width = hidden.shape[1]
     for t in pl.spmd(pl.tensor.dim(hidden, 0), name_hint="input_norm"):
         if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:

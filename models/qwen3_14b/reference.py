@@ -29,6 +29,7 @@ Tensors, for T query rows and B sequences (names as in the dictionary that every
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +113,7 @@ def lm_head(normed: Tensor, weight: Tensor, p: Precision) -> Tensor:
     return linear(p.up(normed), weight, p)
 
 
-def live_rows(tensors: dict[str, Tensor], config: Config) -> list[LiveRow]:
+def live_rows(tensors: Mapping[str, Tensor], config: Config) -> list[LiveRow]:
     """The rows that compute something, in order.
 
     A row is dead if its slot is negative, if its sequence has ctx 0, or if no cu_q range holds it. Row j of

@@ -122,6 +122,8 @@ class _Comparison:
         if not plain:
             raise self.differ(what, _type(a), _type(b))
         for x, y in zip(a.shape, b.shape, strict=True):
+            if isinstance(x, int) and isinstance(y, int) and x != y:
+                raise self.differ(what, _type(a), _type(b))
             self.expr(what, dim_expr(x), dim_expr(y))
         if isinstance(a, TileType) and isinstance(b, TileType):
             for v, w in zip(a.valid, b.valid, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from ..errors import NOWHERE, Diag, InternalError, Span, user_error
-from .types import BOOL, INDEX, Dim, DType, ScalarType, Type, promote
+from .types import BOOL, FP32, INDEX, Dim, DType, ScalarType, Type, promote
 
 Number: TypeAlias = int | float | bool
 
@@ -79,6 +79,8 @@ class Binary(Expr):
         if self.op in COMPARISONS or self.op in ("and", "or"):
             return BOOL
         a, b = self.lhs.dtype, self.rhs.dtype
+        if self.op == "/" and a.is_integer and b.is_integer:
+            return FP32
         if a == INDEX or b == INDEX:  # integer literals are INDEX and adapt to the other side
             return b if a == INDEX else a
         return promote(a, b)
@@ -133,7 +135,9 @@ def binary(op: str, lhs: Expr, rhs: Expr) -> Expr:
     """``lhs op rhs`` with constants folded and neutral elements dropped."""
     node = Binary(op, lhs, rhs)
     if isinstance(lhs, Const) and isinstance(rhs, Const):
-        return Const(apply(op, lhs.value, rhs.value), node.dtype)
+        value = apply(op, lhs.value, rhs.value)
+        fraction = isinstance(value, float) and node.dtype.is_integer  # 2 ** -1
+        return Const(value, FP32 if fraction else node.dtype)
     one_sided = isinstance(lhs, Const) or isinstance(rhs, Const)
     if one_sided and node.dtype.is_integer:
         left = lhs.value if isinstance(lhs, Const) else None

@@ -128,12 +128,14 @@ class AxisIndex:
     """``[start, start + extent)`` on one axis of a tensor.
 
     ``limit`` bounds a run-time extent; ``hull`` covers the elements of every block and trip, end exclusive.
+    ``exact`` is False where it may be fewer elements: a valid extent that only the tile knows, torn rows.
     """
 
     start: Affine
     extent: Dim
     limit: int | None
     hull: Interval
+    exact: bool = True
 
     def __str__(self) -> str:
         if self.start.is_constant and isinstance(self.extent, int):
@@ -141,7 +143,10 @@ class AxisIndex:
         return str(self.start) if self.extent == 1 else f"{self.start} : +{dim_text(self.extent)}"
 
     def to_json(self) -> dict[str, Any]:
-        return {"start": str(self.start), "extent": _dim_json(self.extent), "hull": list(self.hull)}
+        return {
+            "start": str(self.start), "extent": _dim_json(self.extent), "hull": list(self.hull),
+            "exact": self.exact,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,8 +155,7 @@ class Access:
 
     * ``tensor``: the buffer, a parameter or the result of ``create``; views are resolved.
     * ``index``: one entry per axis of ``tensor``; empty if any element may be meant (``why`` says why).
-    * ``tile``: extents of the box in the op, in the axes of the view that it names.
-    * ``exact``: False if ``index`` covers more than the op touches.
+    * ``tile``: extents of the box in the op, in the axes of the view that it names; the static valid ones.
     * ``tables``: tensors whose elements the index depends on (a block table), else empty.
     * ``loops``: variables of the region's loops around the op, outer first.
     * ``always``: False under an ``if``, or where the buffer is one of several.
@@ -165,13 +169,17 @@ class Access:
     tile: tuple[Dim, ...]
     op: str
     span: Span
-    exact: bool = True
     tables: tuple[Var, ...] = ()
     loops: tuple[Var, ...] = ()
     always: bool = True
     launch: bool = False
     lags: tuple[tuple[Var, int | None], ...] = ()
     why: str = ""
+
+    @property
+    def exact(self) -> bool:
+        """False if ``index`` covers more than the op touches."""
+        return bool(self.index) and all(i.exact for i in self.index)
 
     @property
     def map(self) -> str:
@@ -391,7 +399,7 @@ class TaskGraph:
         for t in self.tasks:
             out.append(f"\n[{t.index}] {t.name}: {_kind_text(t)}, {_grid_text(t)}, line {t.span.line}")
             out += [f"    for {x}" for x in t.loops]
-            out += [f"    if {g.text} is {g.branch}" for g in t.guards]
+            out += [f"    if {g.text}" if g.branch else f"    if not ({g.text})" for g in t.guards]
             out += [f"    {a}" for a in _distinct(t.reads + t.writes)]
             out += [f"    takes {c.name} = {c.value} ({_capture_text(c)})" for c in t.captures]
             for d in self.dependencies:

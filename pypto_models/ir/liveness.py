@@ -157,11 +157,8 @@ class _Walk:
                 self.block(s.body, frames)
 
     def loop(self, s: For, at: int, frames: Frames) -> None:
-        # The initial values are read first, then the bounds: text assigns the carried names before the loop
-        for c in s.carried:
-            self.read(c.init, at, frames)
-        for x in (s.start, s.stop, s.step):
-            self.read(x, at + 1, frames)
+        for x in operands(s):
+            self.read(x, at, frames)
         self.constructs += 1
         body = Frame(self.constructs, start=at + 2, head=at + 2, loop=True)
         inner = (*frames, body)

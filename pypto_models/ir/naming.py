@@ -56,10 +56,9 @@ class Names:
     def __getitem__(self, v: Var) -> str:
         return self._names.get(v, v.name)
 
-    def rename(self, v: Var, name: str) -> str:
-        """From here on ``v`` is called ``name``; returns what it was called before."""
-        before, self._names[v] = self[v], name
-        return before
+    def rename(self, v: Var, name: str) -> None:
+        """From here on ``v`` is called ``name``."""
+        self._names[v] = name
 
     def fresh(self, base: str) -> str:
         """A name that nothing else has."""
@@ -120,7 +119,7 @@ class Names:
         for v in sorted(order, key=lambda v: (order[v], v.uid)):
             if v in self._names:
                 continue
-            members = self._groups[v].members
+            members = sorted(self._groups[v].members, key=lambda m: order[m])
             name = next((names[m] for m in members if m in names), None)
             if name is None:
                 name = self.fresh(Counter(m.name for m in members).most_common(1)[0][0])

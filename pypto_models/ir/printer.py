@@ -233,7 +233,11 @@ class _Printer:
         return f": {self.type(placed[0])}" if placed else ""
 
     def loop(self, s: For) -> None:
-        self.assign((c.param, c.init) for c in s.carried)
+        inits = [(c.param, c.init) for c in s.carried if not self.same_text(c.param, c.init)]
+        assigned = {self.names[v] for v, _ in inits}
+        read = {v for x in (s.start, s.stop, s.step) for v in free_vars(x)}
+        kept = [(v, self.keep(v)) for v in read if self.names[v] in assigned]
+        self.assign(inits)
         bounds = [self.expr(s.stop)]
         if s.start != Const(0) or s.step != Const(1):
             bounds.insert(0, self.expr(s.start))
@@ -242,6 +246,7 @@ class _Printer:
         if s.stage != 1 or s.kind is LoopKind.PIPELINE:
             bounds.append(f"stage={s.stage}")
         self.line(f"for {self.names[s.var]} in pl.{s.kind.value}({', '.join(bounds)}):")
+        self.restore(kept)
         self.body(s.body, [(c.param, c.next) for c in s.carried])
 
     def branches(self, s: If, keyword: str = "if") -> None:
@@ -305,18 +310,30 @@ class _Printer:
                 self.line(f"{name} = {self.expr(x)}")
                 continue
             name = pending[0][0]  # a cycle: keep the value that this name has until now
-            spare = self.names.fresh(name)
-            self.line(f"{spare} = {name}")
-            for u in {u for _, x in pending for u in free_vars(x) if self.names[u] == name}:
-                kept.append((u, self.names.rename(u, spare)))
-        for u, name in kept:
-            self.names.rename(u, name)
+            u = next(u for _, x in pending for u in free_vars(x) if self.names[u] == name)
+            kept.append((u, self.keep(u)))
+        self.restore(kept)
+
+    def keep(self, v: Var) -> str:
+        """Alias ``v`` by a name of its own, since its name is about to be rebound; returns the old name."""
+        old = self.names[v]
+        new = self.names.fresh(old)
+        self.line(f"{new} = {old}")
+        self.names.rename(v, new)
+        return old
+
+    def restore(self, kept: list[tuple[Var, str]]) -> None:
+        for v, name in kept:
+            self.names.rename(v, name)
 
     # ------------------------------------------------------------------------------------ calls
     def arguments(self, s: Let) -> list[str]:
         """Required arguments by position, the others by keyword where they differ from the default."""
+        params = definition(s.op).params
+        if len(params) != len(s.args):  # not well formed, but the verifier shows it
+            return [self.arg(value) for value in s.args]
         args: list[str] = []
-        for param, value in zip(definition(s.op).params, s.args, strict=True):
+        for param, value in zip(params, s.args, strict=True):
             if param.required:
                 args.append(self.value(s, param, value))
             elif type(value) is not type(param.default) or value != param.default:

@@ -3,7 +3,7 @@
 A violation is a bug of the compiler, so it raises :class:`InternalError`, with the statement and the user's
 line.  Checked are
 
-* SSA: one definition per variable, which every read lies behind and within the scope of;
+* SSA: one definition per variable; reads, also those of run-time extents in types, come after it, in scope;
 * types: op results against the op's own type rule, carried and merged values, conditions and bounds;
 * placement: computation and stores inside of regions only, regions not nested, ``pl.pipeline`` inside and
   ``pl.parallel`` outside of them, fresh tensors outside, ``return`` at the end;
@@ -33,7 +33,7 @@ from .nodes import (
     Scope,
     Stmt,
 )
-from .printer import format_head, format_type
+from .printer import format_expr, format_head, format_type
 from .rewrite import defs, inner_defs, operands
 from .signature import definition
 from .types import BOOL, INDEX, TASK_ID, ArrayType, ScalarType, TaskType, TensorType, TileType, Type
@@ -78,6 +78,10 @@ class _Verifier:
     # ------------------------------------------------------------------------------------ variables
     def define(self, v: Var) -> None:
         self.require(v not in self.defined, f"{v.name} is defined twice")
+        if isinstance(v.type, TensorType | TileType):
+            for d in (*v.type.shape, *(v.type.valid if isinstance(v.type, TileType) else ())):
+                if isinstance(d, Expr):
+                    self.read(d)
         self.defined.add(v)
         self.scope.add(v)
 
@@ -169,8 +173,9 @@ class _Verifier:
         self.require(s.kind is not LoopKind.PIPELINE or inside, "pl.pipeline stands outside of any region")
         for what, x in (("the start", s.start), ("the stop", s.stop), ("the step", s.step)):
             self.scalar(what, x)
-        zero = isinstance(s.step, Const) and s.step.value <= 0
-        self.require(not zero and s.stage >= 1, f"the step is {s.step}, the number of stages {s.stage}")
+        if isinstance(s.step, Const):
+            self.require(s.step.value > 0, f"the step is {s.step.value}")
+        self.require(s.stage > 0, f"the number of stages is {s.stage}")
         for c in s.carried:
             self.agree(f"the initial value of {c.param.name}", c.init, c.param.type)
             self.agree(f"the result {c.result.name}", c.result, c.param.type)
@@ -206,8 +211,9 @@ class _Verifier:
         for d in s.deps:
             t = d.type if isinstance(d, Var) else None
             tasks = isinstance(t, TaskType) or (isinstance(t, ArrayType) and t.elem == TASK_ID)
-            self.require(tasks, f"the dependency {d} is not a task id")
-        self.require(s.tid is None or isinstance(s.tid.type, TaskType), "the task id has another type")
+            self.require(tasks, f"the dependency {format_expr(d)} is not a task id")
+        if s.tid is not None:
+            self.agree(f"the task id {s.tid.name}", s.tid, TaskType())
         for v in inner_defs(s):
             self.define(v)
         self.region = s
@@ -225,5 +231,3 @@ def _plain(t: Type) -> object:
 def _data(t: Type) -> object:
     """What an op's type rule decides: space and split come from passes, valid extents may be widened."""
     return (TileType, t.shape, t.dtype) if isinstance(t, TileType) else t
-
-

@@ -7,11 +7,18 @@ the front end, which substitutes constants.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..ir.expr import DimVar
 from ..ir.nodes import Direction
 from ..ir.types import DType, Mem, SplitMode
+
+
+# In a kernel's body a parameter is a value with attributes and operators, which only the front end knows.
+if TYPE_CHECKING:
+    _Value = Any
+else:
+    _Value = object
 
 
 class _Runtime:
@@ -61,7 +68,7 @@ def _as_tuple(key: Any) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
-class Tensor:
+class Tensor(_Value):
     """``pl.Tensor[[dims], dtype]``: a tensor in global memory.  Bare ``pl.Tensor`` takes the caller's shape."""
 
     def __class_getitem__(cls, key: Any) -> TensorAnnotation:
@@ -69,7 +76,7 @@ class Tensor:
         return TensorAnnotation(tuple(shape), rest[0] if rest else None)
 
 
-class Tile:
+class Tile(_Value):
     """``pl.Tile[[dims], dtype, space, split]``: a tile on chip."""
 
     def __class_getitem__(cls, key: Any) -> TileAnnotation:
@@ -79,14 +86,14 @@ class Tile:
         return TileAnnotation(tuple(shape), rest[0] if rest else None, space, split)
 
 
-class Scalar:
+class Scalar(_Value):
     """``pl.Scalar[dtype]``: a scalar argument."""
 
     def __class_getitem__(cls, key: Any) -> ScalarAnnotation:
         return ScalarAnnotation(key)
 
 
-class Array:
+class Array(_Value):
     """``pl.Array[n, dtype]``: a small array of task ids or scalars."""
 
     def __class_getitem__(cls, key: Any) -> ArrayAnnotation:

@@ -1,32 +1,32 @@
-"""SSA at joins: names that a loop rebinds, names that the branches of an ``if`` bind."""
+"""SSA at joins: names that a loop rebinds, names that the branches of an ``if`` bind.
+
+A name is a temporary until something reads it across the join.  A join that cannot be made (another shape, a
+value on one path only) therefore leaves the name without a value, and the first read of it is the error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..errors import Diag, Span, UserError
 from ..ir.expr import Const, Expr, Var, free_vars
-from ..ir.nodes import Block, Carried, Merged
-from ..ir.rewrite import Rewriter, uses
-from ..ir.types import ArrayType, Dim, ScalarType, TaskType, TensorType, TileType, Type
-from ..ops.common import describe, same_dim
-from .calls import type_of
-from .context import Context, Undefined
+from ..ir.nodes import Block, Carried, For, If, Merged, Stmt
+from ..ir.rewrite import Rewriter, defs, inner_defs, operands, uses, walk
+from ..ir.types import INDEX, ArrayType, Dim, ScalarType, TensorType, TileType, Type
+from ..ops.common import same_dim
+from .context import Context, Names, Poisoned, Undefined
+from .values import adapt, show_type, type_of
 
-Names = list[dict[str, Any]]
-
-
-def show_type(value: Any) -> str:
-    t = type_of(value)
-    if isinstance(t, TensorType | TileType):
-        return describe(t)
-    return "a scalar" if isinstance(t, ScalarType) else type(t or value).__name__
+Key: TypeAlias = "tuple[int, str]"  # frame and name
 
 
 def join_types(a: Type | None, b: Type | None) -> Type | None:
-    """One type for a value that is ``a`` or ``b``: valid extents that differ become unknown; None if unequal."""
+    """One type for a value that is ``a`` or ``b``; None if there is none.
+
+    Valid extents that differ become unknown, and an index literal takes the type of the other scalar.
+    """
     if isinstance(a, TileType) and isinstance(b, TileType):
         if (a.shape, a.dtype, a.space, a.split) != (b.shape, b.dtype, b.space, b.split):
             return None
@@ -35,145 +35,186 @@ def join_types(a: Type | None, b: Type | None) -> Type | None:
         )
         return replace(a, valid=valid)
     if isinstance(a, ScalarType) and isinstance(b, ScalarType):
-        if a.dtype == b.dtype or (a.dtype.is_integer and b.dtype.is_integer):
-            return b if a.dtype.name == "INDEX" else a
-        return None
+        for one, other in ((a, b), (b, a)):
+            if one.dtype == INDEX and other.dtype.kind in ("int", "uint", "index"):
+                return other
     return a if a == b else None
 
 
-def joinable(value: Any) -> bool:
-    return isinstance(type_of(value), TileType | TensorType | ScalarType | TaskType | ArrayType)
+def _as(value: Expr, t: Type) -> Expr:
+    return adapt(value, t.dtype) if isinstance(t, ScalarType) else value
 
 
+# ------------------------------------------------------------------------------------------ loops
 @dataclass
 class LoopJoin:
-    """Builds the carried values of one loop.
+    """Builds the carried values of one loop; ``parallel`` loops carry nothing but arrays of task ids.
 
-    ``run`` elaborates the body with given parameters for carried names.  Tiles, scalars and arrays that the
-    body rebinds are carried; a tensor is carried only if the name ends up on another buffer, since in-place
-    writes need no carrying.
+    ``run`` elaborates the body with parameters for the names that it rebinds, again until their types hold
+    for every trip.  A tensor is carried only if the name ends up on another buffer, since in-place writes
+    need no carrying.
     """
 
     ctx: Context
     before: Names
     span: Span
+    parallel: bool = False
 
     def run(self, assigned: set[str], body: Callable[[], Block]) -> tuple[Block, tuple[Carried, ...]]:
-        ctx = self.ctx
-        candidates = {
-            (i, n)
-            for i, frame in enumerate(self.before)
-            for n, v in frame.items()
-            if n in assigned and i == len(self.before) - 1 and joinable(v) and not isinstance(type_of(v), TensorType)
-        }
-        loose: dict[tuple[int, str], Type] = {}  # names whose valid extents change from trip to trip
-        for _ in range(4 + 2 * sum(len(f) for f in self.before)):
-            params = self._enter(candidates, loose)
-            errors = len(ctx.errors)
+        """The body's block and the carried values; afterwards every name means what it does after the loop."""
+        own = len(self.before) - 1
+        kinds: dict[Key, Type] = {}
+        for name, value in self.before[own].items():
+            t = type_of(value)
+            if name in assigned and t is not None and not isinstance(t, TensorType):
+                kinds[own, name] = t
+        lost: set[Key] = set()  # compile-time values that a trip replaces
+        while True:
+            params = self._enter(kinds, lost)
+            errors = len(self.ctx.errors)
             block = body()
-            after = ctx.snapshot()
-            grown = self._changed(after) - candidates
-            wider = {k for k in candidates - loose.keys() if self._widens(params[k], self._at(after, k))}
-            if not grown and not wider:
+            after = self.ctx.snapshot()
+            if not self._grow(kinds, lost, block, after):
                 return self._finish(block, params, after)
-            del ctx.errors[errors:]
-            candidates = candidates | grown
-            loose |= {k: self._loosened(k, params[k], self._at(after, k)) for k in wider}
-        raise UserError(
-            Diag.SYNTAX, self.span, {"what": "a loop whose names keep changing their kind", "fix": "simplify it"}
-        )
+            del self.ctx.errors[errors:]
 
-    def _at(self, names: Names, key: tuple[int, str]) -> Any:
-        return names[key[0]].get(key[1])
-
-    def _loosened(self, key: tuple[int, str], param: Var, value: Any) -> Type:
-        """The type of a carried tile whose valid extents differ between entry and trip.
-
-        A placeholder has no elements of its own, so that the trip decides, if its extents are known before
-        the loop; any other extent becomes unknown until run time.
-        """
-        t = type_of(value)
-        outer = {v for frame in self.before for v in frame.values() if isinstance(v, Var)}
-        extents = [v for d in t.valid if isinstance(d, Expr) for v in free_vars(d)]
-        if self._at(self.before, key) in self.ctx.placeholders and all(v in outer for v in extents):
-            return replace(param.type, valid=t.valid)
-        joined = join_types(param.type, t)
-        return joined if joined is not None else param.type
-
-    def _enter(
-        self, candidates: set[tuple[int, str]], loose: dict[tuple[int, str], Type]
-    ) -> dict[tuple[int, str], Var]:
+    def _enter(self, kinds: dict[Key, Type], lost: set[Key]) -> dict[Key, Var]:
         self.ctx.restore(self.before)
-        params: dict[tuple[int, str], Var] = {}
-        for key in sorted(candidates):
-            init = self._at(self.before, key)
-            params[key] = Var(key[1], loose.get(key, type_of(init)), self.span)
-            self.ctx.frames[key[0]].names[key[1]] = params[key]
+        params = {key: Var(key[1], kinds[key], self.span) for key in sorted(kinds)}
+        for (i, name), param in params.items():
+            self.ctx.frames[i].names[name] = param
+        for i, name in lost:
+            self.ctx.frames[i].names[name] = Undefined(self._clash(name, self.before[i][name], None))
         return params
 
-    def _changed(self, after: Names) -> set[tuple[int, str]]:
-        """Names bound before the loop that end up on another value."""
-        return {
-            (i, n)
-            for i, frame in enumerate(self.before)
-            for n, v in frame.items()
-            if joinable(v) and joinable(after[i].get(n)) and after[i][n] is not v and after[i][n] != v
-        }
+    def _grow(self, kinds: dict[Key, Type], lost: set[Key], block: Block, after: Names) -> bool:
+        """Extend what is carried by what the body turned out to rebind; False if nothing is new."""
+        grown = False
+        for i, frame in enumerate(self.before):
+            for name, init in frame.items():
+                key, value = (i, name), after[i].get(name)
+                if isinstance(value, Poisoned | Undefined) or isinstance(init, Poisoned | Undefined):
+                    continue
+                t = type_of(value)
+                if key in kinds:
+                    joined = self._joined(init, kinds[key], t, block)
+                    if joined is not None and joined != kinds[key]:
+                        kinds[key], grown = joined, True
+                elif key not in lost and value is not init and value != init:
+                    start = type_of(init)
+                    if start is not None and t is not None:
+                        kinds[key] = start
+                    else:
+                        lost.add(key)
+                    grown = True
+        return grown
 
-    @staticmethod
-    def _widens(param: Var, value: Any) -> bool:
-        joined = join_types(param.type, type_of(value))
-        return isinstance(joined, TileType) and joined != param.type
+    def _joined(self, init: Any, start: Type, after: Type | None, block: Block) -> Type | None:
+        """The type of a carried value that enters as ``start`` and leaves a trip as ``after``.
+
+        A placeholder has no elements of its own, so that the trip decides its valid extents, if they are
+        known before the loop.
+        """
+        joined = join_types(start, after)
+        fresh = init in self.ctx.placeholders and start == type_of(init)
+        if fresh and isinstance(joined, TileType) and isinstance(after, TileType) and joined != start:
+            extents = {v for d in after.valid if isinstance(d, Expr) for v in free_vars(d)}
+            own = {v for s in walk(block) for v in (*defs(s), *inner_defs(s))}
+            if None not in after.valid and not extents & own:
+                return replace(joined, valid=after.valid)
+        return joined
 
     def _finish(
-        self, block: Block, params: dict[tuple[int, str], Var], after: Names
+        self, block: Block, params: dict[Key, Var], after: Names
     ) -> tuple[Block, tuple[Carried, ...]]:
         self.ctx.restore(self.before)
-        read = set(uses(block))
         carried: list[Carried] = []
         unchanged: dict[Var, Expr] = {}
-        for key, param in params.items():
-            init, value = self._at(self.before, key), self._at(after, key)
-            names = self.ctx.frames[key[0]].names
+        exits = [v for frame in after for x in frame.values() if isinstance(x, Expr) for v in free_vars(x)]
+        reads = _reads(block, exits) if params else {}
+        for (i, name), param in params.items():
+            init, value = self.before[i][name], after[i].get(name)
+            names = self.ctx.frames[i].names
             if value is param:
                 unchanged[param] = init
                 continue
-            joined = join_types(param.type, type_of(value))
-            if joined is None or not isinstance(value, Expr):
-                error = value.error if isinstance(value, Undefined) else self._clash(key[1], init, value)
-                if param in read:
-                    raise error
-                names[key[1]] = Undefined(error)
+            if isinstance(value, Poisoned):
+                names[name] = value
                 continue
-            result = Var(key[1], joined, self.span)
-            carried.append(Carried(param, init, value, result))
-            names[key[1]] = result
-        for i, frame in enumerate(after):  # names that only the body binds have no value if there is no trip
-            for n in frame.keys() - self.before[i].keys():
-                self.ctx.frames[i].names[n] = Undefined(
-                    UserError(
-                        Diag.NOT_ON_EVERY_PATH, self.span, {"name": n, "construct": "loop", "line": self.span.line}
-                    )
-                )
+            error = self._refusal(name, param, init, value)
+            if error is not None:
+                if param in reads:
+                    raise replace_span(error, reads[param])
+                names[name] = Undefined(error)
+                continue
+            result = Var(name, param.type, self.span)
+            carried.append(Carried(param, _as(init, param.type), _as(value, param.type), result))
+            names[name] = result
+        self._forget(after, params)
         if unchanged:
             rewriter = Rewriter(env=unchanged)
             block = rewriter.block(block)
-            carried = [
-                replace(c, next=rewriter.expr(c.next), init=c.init) for c in carried
-            ]
+            carried = [replace(c, next=rewriter.expr(c.next)) for c in carried]
         return block, tuple(carried)
 
+    def _refusal(self, name: str, param: Var, init: Any, value: Any) -> UserError | None:
+        """Why the name cannot be carried, if it cannot."""
+        if isinstance(value, Undefined):
+            return value.error
+        if self.parallel and not isinstance(param.type, ArrayType):
+            fields = {
+                "what": f"{name!r}", "why": "would be carried from one iteration of pl.parallel to the next",
+                "fix": "iterations are independent: use pl.range, or write into a tensor with pl.assemble",
+            }  # fmt: skip
+            return UserError(Diag.MISPLACED, self.span, dict(fields))
+        if join_types(param.type, type_of(value)) != param.type:
+            return self._clash(name, init, value)
+        return None
+
+    def _forget(self, after: Names, params: dict[Key, Var]) -> None:
+        """Names that only the body binds have no value if there is no trip."""
+        for i, frame in enumerate(after):
+            for name, value in frame.items():
+                before = self.before[i].get(name)
+                fresh = name not in self.before[i] or isinstance(before, Undefined)
+                if isinstance(value, Poisoned):
+                    self.ctx.frames[i].names[name] = value
+                elif fresh and value is not before:
+                    self.ctx.frames[i].names[name] = Undefined(not_on_every_path(name, "loop", self.span))
+                elif (i, name) not in params and not fresh and value is not before and value != before:
+                    self.ctx.frames[i].names[name] = (
+                        value if isinstance(value, Undefined) else Undefined(self._clash(name, before, value))
+                    )
+
     def _clash(self, name: str, init: Any, value: Any) -> UserError:
-        return UserError(
-            Diag.CARRIED_TYPE, self.span,
-            {"name": name, "construct": "loop", "before": show_type(init), "after": show_type(value)},
-        )  # fmt: skip
+        after = "another value" if value is None else show_type(value)
+        fields = {"name": name, "construct": "loop", "before": show_type(init), "after": after}
+        return UserError(Diag.CARRIED_TYPE, self.span, dict(fields))
 
 
+def replace_span(error: UserError, span: Span) -> UserError:
+    return UserError(error.diag, span, dict(error.fields), list(error.notes))
+
+
+def not_on_every_path(name: str, construct: str, span: Span) -> UserError:
+    return UserError(Diag.NOT_ON_EVERY_PATH, span, {"name": name, "construct": construct, "line": span.line})
+
+
+def _reads(block: Block, exits: Iterable[Var]) -> dict[Var, Span]:
+    """Variables that the block reads, with the first place, joins that nothing reads left out."""
+    found: dict[Var, Span] = {}
+    for s in walk(drop_dead_joins(block, exits)):
+        for x in operands(s):
+            for v in free_vars(x):
+                found.setdefault(v, s.span)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ branches
 def merge_branches(ctx: Context, before: Names, then: Names, orelse: Names, span: Span) -> tuple[Merged, ...]:
     """Bind every name to its value after an ``if``: unchanged, merged, or undefined on one path."""
     merged: list[Merged] = []
-    made: dict[tuple[int, int], Var] = {}
+    made: dict[tuple[object, object], Var] = {}
     ctx.restore(before)
     for i, frame in enumerate(ctx.frames):
         for name in sorted(then[i].keys() | orelse[i].keys()):
@@ -186,24 +227,65 @@ def merge_branches(ctx: Context, before: Names, then: Names, orelse: Names, span
 
 
 def _merge(
-    name: str, a: Any, b: Any, span: Span, merged: list[Merged], made: dict[tuple[int, int], Var]
+    name: str, a: Any, b: Any, span: Span, merged: list[Merged], made: dict[tuple[object, object], Var]
 ) -> Any:
-    for value in (a, b):
-        if isinstance(value, Undefined):
-            return value
+    for kind in (Poisoned, Undefined):
+        for value in (a, b):
+            if isinstance(value, kind):
+                return value
     if a is None or b is None:
-        fields = {"name": name, "construct": "if", "line": span.line}
-        return Undefined(UserError(Diag.NOT_ON_EVERY_PATH, span, dict(fields)))
-    joined = join_types(type_of(a), type_of(b)) if joinable(a) and joinable(b) else None
+        return Undefined(not_on_every_path(name, "if", span))
+    joined = join_types(type_of(a), type_of(b))
     if joined is None or not isinstance(a, Expr) or not isinstance(b, Expr):
         fields = {"name": name, "construct": "if", "before": show_type(a), "after": show_type(b)}
-        return Undefined(UserError(Diag.CARRIED_TYPE, span, fields))
+        return Undefined(UserError(Diag.CARRIED_TYPE, span, dict(fields)))
     key = (_identity(a), _identity(b))
     if key not in made:
         made[key] = Var(name, joined, span)
-        merged.append(Merged(made[key], a, b))
+        merged.append(Merged(made[key], _as(a, joined), _as(b, joined)))
     return made[key]
 
 
-def _identity(x: Expr) -> int:
-    return x.uid if isinstance(x, Var) else hash((type(x), x)) if isinstance(x, Const) else id(x)
+def _identity(x: Expr) -> object:
+    """Names bound to one variable stay bound to one variable."""
+    return (x.value, x.type) if isinstance(x, Const) else x
+
+
+# ------------------------------------------------------------------------------------------ dead joins
+class _DropJoins(Rewriter):
+    """Drops carried and merged values that nothing reads."""
+
+    def __init__(self, read: frozenset[Var]) -> None:
+        super().__init__()
+        self.read = read
+        self.dropped = False
+
+    def stmt(self, s: Stmt) -> Stmt | Block:
+        if isinstance(s, If) and s.merged:
+            merged = tuple(m for m in s.merged if m.result in self.read)
+            self.dropped |= len(merged) < len(s.merged)
+            s = replace(s, merged=merged)
+        elif isinstance(s, For) and s.carried:
+            inner = set(uses(s.body))
+            kept = []
+            for c in s.carried:
+                others = (o.next for o in s.carried if o is not c)
+                passed_on = any(c.param in free_vars(x) for x in others)
+                if c.result in self.read or c.param in inner or passed_on:
+                    kept.append(c)
+            self.dropped |= len(kept) < len(s.carried)
+            s = replace(s, carried=tuple(kept))
+        return self.descend(s)
+
+
+def drop_dead_joins(body: Block, exits: Iterable[Var] = ()) -> Block:
+    """Remove carried and merged values that are never read; they come from names used as temporaries.
+
+    ``exits`` are variables that something after the block reads.
+    """
+    kept = frozenset(exits)
+    while True:
+        pass_ = _DropJoins(kept | frozenset(uses(body)))
+        body = pass_.block(body)
+        if not pass_.dropped:
+            return body

@@ -30,7 +30,17 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         (_LATER, "use pl.matmul on slices"),
     ),
     **dict.fromkeys(
-        ("view", "reinterpret_view", "transpose_view", "expand_clone", "sel", "sels", "relu", "lrelu", "prelu"),
+        (
+            "view",
+            "reinterpret_view",
+            "transpose_view",
+            "expand_clone",
+            "sel",
+            "sels",
+            "relu",
+            "lrelu",
+            "prelu",
+        ),
         (_LATER, "write it with the supported ops"),
     ),
     **dict.fromkeys(
@@ -49,7 +59,9 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("while_", "cond"), (_LATER, "use pl.range with an `if` in its body")),
     **dict.fromkeys(("static_print", "static_assert"), (_LATER, "drop it")),
     **dict.fromkeys(("DistributedTensor", "distributed"), (_DISTRIBUTED, "keep this kernel on pypto")),
-    **dict.fromkeys(("FP4", "HF4", "HF8", "INT4", "UINT4"), ("torch has no such element type", "use INT8 or FP8")),
+    **dict.fromkeys(
+        ("FP4", "HF4", "HF8", "INT4", "UINT4"), ("torch has no such element type", "use INT8 or FP8")
+    ),
 }
 
 UNSUPPORTED_SYSTEM: dict[str, tuple[str, str]] = {

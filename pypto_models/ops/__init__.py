@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from . import elementwise, matmul, memory, reduce, sync
+from . import element, elementwise, matmul, memory, reduce, slicing, sync
 from .registry import OpDef, Registry
 
-REGISTRY = Registry((*elementwise.OPS, *reduce.OPS, *matmul.OPS, *memory.OPS, *sync.OPS))
+REGISTRY = Registry(
+    (*elementwise.OPS, *reduce.OPS, *matmul.OPS, *slicing.OPS, *memory.OPS, *element.OPS, *sync.OPS)
+)
 
 __all__ = ["REGISTRY", "OpDef", "Registry"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ..errors import Diag, InternalError, user_error
-from ..ir.expr import Const, Expr, Var, index
+from ..ir.expr import Const, DimVar, Expr, Var, index
 from ..ir.nodes import Let
-from ..ir.types import Dim, DType, TensorType, TileType
+from ..ir.types import BOOL, FP8E8M0, UINT64, Dim, DType, TensorType, TileType, promote
+from .registry import Cost
 
 
 def tile_type(x: object) -> TileType:
@@ -44,8 +43,6 @@ def describe(t: TileType | TensorType) -> str:
 
 
 def show_dim(d: Dim | None) -> str:
-    from ..ir.expr import DimVar
-
     if d is None:
         return "?"
     return str(d) if isinstance(d, int) else d.name if isinstance(d, DimVar) else "?"
@@ -70,6 +67,45 @@ def require_float(op: str, *tiles: TileType) -> None:
             t.dtype.is_float, Diag.DTYPE, f"pl.{op}", f"needs a float tile, got {describe(t)}",
             "cast it first: pl.cast(x, pl.FP32)",
         )  # fmt: skip
+
+
+def require_number(op: str, *tiles: TileType) -> None:
+    """Refuse element types that have no arithmetic: truth values, scales, and integers wider than int64."""
+    for t in tiles:
+        require(
+            t.dtype not in (BOOL, UINT64, FP8E8M0), Diag.DTYPE, f"pl.{op}",
+            f"{t.dtype} has no arithmetic, got {describe(t)}", "cast it first: pl.cast(x, pl.INT32) or pl.FP32",
+        )  # fmt: skip
+
+
+def require_scalar(op: str, dtype: DType, value: Expr) -> None:
+    """Refuse a scalar that elements of ``dtype`` cannot hold: a fraction, or an integer out of range."""
+    require(
+        dtype.is_float or not value.dtype.is_float, Diag.DTYPE, f"pl.{op}",
+        f"a float scalar where the elements are {dtype}", f"pl.cast(value, pl.{dtype}), or use a float type",
+    )  # fmt: skip
+    if isinstance(value, Const):
+        low, high = integer_range(dtype)
+        require(
+            dtype.is_float or low <= value.value <= high, Diag.DTYPE, f"pl.{op}",
+            f"{value.value} does not fit {dtype}, which holds {low} to {high}", "use a wider type",
+        )  # fmt: skip
+
+
+def integer_range(dtype: DType) -> tuple[int, int]:
+    """The least and the greatest integer of an integer type."""
+    if dtype.kind == "bool":
+        return 0, 1
+    return (0, 2**dtype.bits - 1) if dtype.kind == "uint" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+
+
+def common_dtype(op: str, a: DType, b: DType) -> DType:
+    """The type that operands of two types compute in and give: see :func:`~..ir.types.promote`."""
+    require(
+        a == b or not (a.is_float and b.is_float and a.bits == b.bits), Diag.DTYPE, f"pl.{op}",
+        f"{a} and {b} are equally wide, and neither holds the other", "cast one: pl.cast(x, pl.FP32)",
+    )  # fmt: skip
+    return promote(a, b)
 
 
 def static_shape(op: str, shape: tuple[Expr, ...]) -> tuple[int, ...]:
@@ -103,11 +139,5 @@ def singleton_axes(t: TileType, axis: int) -> bool:
     return t.rank <= axis or t.shape[axis] == 1
 
 
-def elements_cost(let: Let) -> Any:
-    from .registry import Cost
-
+def elements_cost(let: Let) -> Cost:
     return Cost(flops=max((t.elements for t in [*operand_tiles(let), result_of(let)]), default=0))
-
-
-def same_dtype(op: str, a: DType, b: DType) -> None:
-    require(a == b, Diag.DTYPE, f"pl.{op}", f"the operands are {a} and {b}", f"cast one: pl.cast(x, pl.{a})")

@@ -1,7 +1,7 @@
 """Elementwise ops on tiles: unary, binary with a tile or a scalar, and the row and column broadcasts.
 
-The result's valid rectangle is the first operand's.  Half-precision floats compute in fp32 and round once
-to the operand's type (ties to even).
+The result's valid rectangle is the first operand's.  Floats narrower than fp32 compute in fp32 and round
+once, ties to even; integers wrap at their width.  Operands of two types compute in the common one.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ import torch
 
 from ..errors import Diag, user_error
 from ..ir.expr import Expr
-from ..ir.types import BF16, FP16, FP32, INT32, DType, TileType, promote
+from ..ir.types import BF16, FP8E5M2, FP8E8M0, FP16, FP32, INT8, INT32, UINT16, DType, TileType
 from . import rounding
 from .common import (
+    common_dtype,
     describe,
     elements_cost,
     is_tile,
     require,
     require_float,
+    require_number,
     require_rank2,
+    require_scalar,
     tile_type,
 )
 from .registry import Kind, OpDef, OpParam, Sample, T, op
-from .value import TileValue, torch_dtype
+from .value import TileValue, promoted, torch_dtype
 
 Unary = Callable[[torch.Tensor], torch.Tensor]
 BinaryFn = Callable[[torch.Tensor, Any], torch.Tensor]
@@ -39,8 +42,8 @@ def _like(x: TileType, dtype: DType | None = None) -> TileType:
 
 
 def _compute(fn: Callable[..., torch.Tensor], dtype: torch.dtype, *xs: Any) -> torch.Tensor:
-    """``fn`` in fp32 for half-precision floats, in ``dtype`` otherwise."""
-    wide = torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
+    """``fn`` in fp32 for floats, in int64 for integers: torch has no arithmetic on every narrow type."""
+    wide = torch.float32 if dtype.is_floating_point else torch.int64
     # A conversion to the same type costs as much as the op on a small tile, so it is left out
     args = [x.to(wide) if isinstance(x, torch.Tensor) and x.dtype != wide else x for x in xs]
     out = fn(*args)
@@ -49,8 +52,7 @@ def _compute(fn: Callable[..., torch.Tensor], dtype: torch.dtype, *xs: Any) -> t
 
 def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = -2.0, **extra: Any) -> OpDef:
     def infer(x: Expr, *_: Any) -> TileType:
-        if not integers:
-            require_float(name, tile_type(x))
+        (require_number if integers else require_float)(name, tile_type(x))
         return _like(tile_type(x))
 
     def reference(x: TileValue, *_: Any) -> TileValue:
@@ -68,33 +70,32 @@ def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = 
     )  # fmt: skip
 
 
-_COMBINE = {"add": "add", "mul": "mul", "maximum": "max", "minimum": "min"}  # associative over trips of a loop
+# Associative, so that the trips of a loop may be combined in any order
+_COMBINE = {"add": "add", "mul": "mul", "maximum": "max", "minimum": "min"}
 
 
 def _binary(name: str, doc: str, fn: BinaryFn) -> OpDef:
     def infer(lhs: Expr, rhs: Expr) -> TileType:
         a = tile_type(lhs)
+        require_number(name, a)
         if not is_tile(rhs):
-            scalar = rhs.dtype
-            require(
-                a.dtype.is_float or not scalar.is_float, Diag.DTYPE, f"pl.{name}",
-                f"a float scalar with an integer tile {describe(a)}", "cast the tile: pl.cast(x, pl.FP32)",
-            )  # fmt: skip
+            require_scalar(name, a.dtype, rhs)
             return _like(a)
         b = tile_type(rhs)
+        require_number(name, b)
         if a.shape != b.shape:
             raise user_error(
                 Diag.SHAPE, op=f"pl.{name}", why=f"the shapes differ: {describe(a)} and {describe(b)}",
                 fix=_broadcast_hint(name, a, b),
             )  # fmt: skip
-        return _like(a, promote(a.dtype, b.dtype))
+        return _like(a, common_dtype(name, a.dtype, b.dtype))
 
     def reference(lhs: TileValue, rhs: TileValue | int | float) -> TileValue:
         a = lhs.read()
         if not isinstance(rhs, TileValue):
             return TileValue(_compute(fn, a.dtype, a, rhs), lhs.shape)
         b = rhs.read(tuple(a.shape))
-        dtype = a.dtype if a.dtype == b.dtype else _promoted(a.dtype, b.dtype)
+        dtype = promoted(a.dtype, b.dtype)
         return TileValue(_compute(fn, dtype, a, b), lhs.shape)
 
     divides = name == "div"
@@ -107,14 +108,10 @@ def _binary(name: str, doc: str, fn: BinaryFn) -> OpDef:
             Sample((T((16, 32), FP32, (3, 20)), T((16, 32), FP32, (9, 32), low=low))),
             Sample((T((16, 32), BF16), T((16, 32), FP32, low=low))),
             Sample((T((16, 32), FP32), 1.5)),
+            Sample((T((16, 32), INT32, low=-9, high=9), T((16, 32), INT8, low=1, high=9))),
+            Sample((T((16, 32), UINT16, low=0, high=9), 3)),
         ),
     )  # fmt: skip
-
-
-def _promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
-    if a.is_floating_point != b.is_floating_point:
-        return a if a.is_floating_point else b
-    return a if a.itemsize >= b.itemsize else b
 
 
 def _broadcast_hint(name: str, a: TileType, b: TileType) -> str:
@@ -132,18 +129,19 @@ def _expand(name: str, doc: str, fn: BinaryFn, along_rows: bool) -> OpDef:
     def infer(lhs: Expr, rhs: Expr) -> TileType:
         a, b = tile_type(lhs), tile_type(rhs)
         require_rank2(name, a, b)
+        require_number(name, a, b)
         want = (a.shape[0], 1) if along_rows else (1, a.shape[1])
         require(
             b.shape == want, Diag.SHAPE, f"pl.{name}",
             f"lhs is {describe(a)}, so rhs must be {list(want)}, got {describe(b)}",
             "use the other broadcast (row_expand takes [M, 1], col_expand takes [1, N]) or pl.reshape",
         )  # fmt: skip
-        return _like(a, promote(a.dtype, b.dtype))
+        return _like(a, common_dtype(name, a.dtype, b.dtype))
 
     def reference(lhs: TileValue, rhs: TileValue) -> TileValue:
         a = lhs.read()
         b = rhs.read((a.shape[0], 1) if along_rows else (1, a.shape[1]))
-        dtype = a.dtype if a.dtype == b.dtype else _promoted(a.dtype, b.dtype)
+        dtype = promoted(a.dtype, b.dtype)
         return TileValue(_compute(fn, dtype, a, b), lhs.shape)
 
     vector = (16, 1) if along_rows else (1, 32)
@@ -167,14 +165,30 @@ def _cast_reference(x: TileValue, target_type: DType, mode: str) -> TileValue:
     return TileValue(rounding.convert(x.read(), torch_dtype(target_type), mode), x.shape)
 
 
-def _fillpad_infer(x: Expr, pad_value: float) -> TileType:
+def require_pad(name: str, dtype: DType, pad_value: str | float) -> None:
+    """Refuse a pad value that the type does not have."""
+    number = isinstance(pad_value, str)
+    require(
+        number or dtype in (FP16, BF16, FP32, FP8E5M2), Diag.DTYPE, f"pl.{name}",
+        f"{dtype} has no infinity", "pad with pl.PadValue.min or pl.PadValue.max",
+    )  # fmt: skip
+    require(
+        pad_value != "zero" or dtype != FP8E8M0, Diag.DTYPE, f"pl.{name}", f"{dtype} has no zero",
+        "pad with pl.PadValue.min",
+    )  # fmt: skip
+
+
+def _fillpad_infer(x: Expr, pad_value: str | float) -> TileType:
     t = tile_type(x)
+    require_pad("fillpad", t.dtype, pad_value)
     return TileType(t.shape, t.dtype, t.shape)
 
 
 def pad_number(pad_value: str | float, dtype: torch.dtype) -> float | int:
     """The number of a pad value: ``zero``, ``min`` and ``max`` are 0 and the finite limits of the type."""
     if isinstance(pad_value, str):
+        if dtype == torch.bool:
+            return int(pad_value == "max")
         info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
         return {"zero": 0, "min": info.min, "max": info.max}[pad_value]
     return pad_value
@@ -194,7 +208,12 @@ _COMPARE = (torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge)
 
 def _cmp_infer(lhs: Expr, rhs: Expr, cmp_type: int) -> TileType:
     a = tile_type(lhs)
-    if is_tile(rhs):
+    require_number("cmp", a)
+    if not is_tile(rhs):
+        require_scalar("cmp", a.dtype, rhs)
+    else:
+        require_number("cmp", tile_type(rhs))
+        common_dtype("cmp", a.dtype, tile_type(rhs).dtype)
         require(
             tile_type(rhs).shape == a.shape, Diag.SHAPE, "pl.cmp",
             f"the shapes differ: {describe(a)} and {describe(tile_type(rhs))}", "compare tiles of one shape",
@@ -205,7 +224,8 @@ def _cmp_infer(lhs: Expr, rhs: Expr, cmp_type: int) -> TileType:
 def _cmp_reference(lhs: TileValue, rhs: TileValue | float, cmp_type: int) -> TileValue:
     a = lhs.read()
     b = rhs.read(tuple(a.shape)) if isinstance(rhs, TileValue) else rhs
-    return TileValue(_COMPARE[cmp_type](a, b).to(a.dtype), lhs.shape)
+    dtype = promoted(a.dtype, b.dtype) if isinstance(b, torch.Tensor) else a.dtype
+    return TileValue(_compute(_COMPARE[cmp_type], dtype, a, b).to(a.dtype), lhs.shape)
 
 
 CAST = op(
@@ -244,6 +264,10 @@ CMP = op(
     samples=tuple(
         Sample((T((16, 32), INT32, low=-3, high=3), T((16, 32), INT32, low=-3, high=3)), (("cmp_type", i),))
         for i in range(6)
+    )
+    + (
+        Sample((T((16, 32), FP32), 0.0), (("cmp_type", 5),)),
+        Sample((T((16, 32), FP32, (3, 9)), T((16, 32), BF16)), (("cmp_type", 2),)),
     ),
 )  # fmt: skip
 

@@ -13,15 +13,22 @@ import torch
 from ..errors import Diag, user_error
 from ..ir.expr import Expr
 from ..ir.nodes import Let, Unit
-from ..ir.types import BF16, FP32, INT8, INT32, DType, TileType, promote
-from .common import describe, require, require_rank2, same_dim, tile_type
+from ..ir.types import BF16, FP8E8M0, FP16, FP32, INT8, INT16, INT32, UINT8, DType, TileType
+from .common import common_dtype, describe, require, require_rank2, same_dim, tile_type
 from .registry import Cost, Kind, OpDef, OpParam, Sample, T, op
-from .value import TileValue, torch_dtype
+from .value import TileValue, promoted, torch_dtype
+
+_OPERANDS = (INT8, UINT8, INT16, INT32)  # and floats
 
 
 def _shape(name: str, lhs: Expr, rhs: Expr, a_trans: bool, b_trans: bool) -> TileType:
     a, b = tile_type(lhs), tile_type(rhs)
     require_rank2(name, a, b)
+    for t in (a, b):
+        require(
+            t.dtype in _OPERANDS or t.dtype.is_float and t.dtype != FP8E8M0, Diag.DTYPE, f"pl.{name}",
+            f"an operand is {describe(t)}", f"operands are floats, {', '.join(map(str, _OPERANDS))}",
+        )  # fmt: skip
     m, ka = (1, 0) if a_trans else (0, 1)
     kb, n = (1, 0) if b_trans else (0, 1)
     if a.shape[ka] != b.shape[kb]:
@@ -42,12 +49,20 @@ def _shape(name: str, lhs: Expr, rhs: Expr, a_trans: bool, b_trans: bool) -> Til
         f"the valid inner extents differ: {a.valid[ka]} and {b.valid[kb]}",
         "fill the shorter one with pl.fillpad, or give both one valid shape",
     )  # fmt: skip
-    return TileType((a.shape[m], b.shape[n]), promote(a.dtype, b.dtype), (a.valid[m], b.valid[n]))
+    dtype = common_dtype(name, a.dtype, b.dtype)
+    return TileType((a.shape[m], b.shape[n]), dtype, (a.valid[m], b.valid[n]))
 
 
 def _infer(lhs: Expr, rhs: Expr, out_dtype: DType | None, a_trans: bool, b_trans: bool, nz: bool) -> TileType:
     t = _shape("matmul", lhs, rhs, a_trans, b_trans)
-    default = INT32 if not t.dtype.is_float else t.dtype
+    if t.dtype.is_float:
+        ok, default, choices = out_dtype is None or out_dtype.is_float, t.dtype, "a float type"
+    else:
+        ok, default, choices = out_dtype in (None, INT32), INT32, "INT32"
+    require(
+        ok, Diag.DTYPE, "pl.matmul", f"out_dtype={out_dtype} of a product of {t.dtype}",
+        f"the product is {choices}: pl.cast the result",
+    )  # fmt: skip
     return TileType(t.shape, out_dtype or default, t.valid)
 
 
@@ -91,7 +106,7 @@ def _reference(
     if out_dtype is not None:
         out = out.to(torch_dtype(out_dtype))
     elif out.dtype == torch.float32:
-        out = out.to(torch.promote_types(lhs.data.dtype, rhs.data.dtype))
+        out = out.to(promoted(lhs.data.dtype, rhs.data.dtype))
     return TileValue(out, (lhs.shape[int(a_trans)], rhs.shape[int(not b_trans)]))
 
 
@@ -127,8 +142,11 @@ MATMUL = op(
         Sample((T((16, 32), BF16), T((32, 16), BF16)), (("out_dtype", FP32),)),
         Sample((T((16, 32), BF16), T((48, 32), BF16)), (("out_dtype", FP32), ("b_trans", True))),
         Sample((T((32, 16), FP32), T((32, 16), FP32)), (("a_trans", True),)),
-        Sample((T((16, 32), BF16, (5, 20)), T((16, 32), BF16, (9, 20))), (("out_dtype", FP32), ("b_trans", True))),
+        Sample(
+            (T((16, 32), BF16, (5, 20)), T((16, 32), BF16, (9, 20))), (("out_dtype", FP32), ("b_trans", True))
+        ),
         Sample((T((16, 32), INT8, low=-9, high=9), T((32, 32), INT8, low=-9, high=9))),
+        Sample((T((16, 32), FP16), T((32, 16), FP16))),
     ),
 )  # fmt: skip
 
@@ -142,6 +160,8 @@ MATMUL_ACC = op(
     samples=(
         Sample((T((16, 16), FP32), T((16, 32), BF16), T((32, 16), BF16))),
         Sample((T((16, 16), FP32), T((16, 32), BF16), T((16, 32), BF16)), (("b_trans", True),)),
+        Sample((T((16, 16), FP32), T((32, 16), BF16), T((32, 16), BF16)), (("a_trans", True),)),
+        Sample((T((16, 32), INT32), T((16, 32), INT8, low=-9, high=9), T((32, 32), INT8, low=-9, high=9))),
     ),
 )  # fmt: skip
 

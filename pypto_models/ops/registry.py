@@ -71,7 +71,7 @@ class Effect(Enum):
 
 @dataclass(frozen=True)
 class Access:
-    """One access to global memory: the box at ``offset`` of at most ``shape``, of which ``valid`` is touched."""
+    """One access to global memory: the box of ``shape`` at ``offset``, of which ``valid`` is touched."""
 
     tensor: Var
     effect: Effect
@@ -82,7 +82,7 @@ class Access:
 
 @dataclass(frozen=True)
 class T:
-    """A tile operand of a :class:`Sample`: extents, element type, valid rectangle, values from ``low`` to ``high``."""
+    """A tile operand of a :class:`Sample`: extents, element type, valid rectangle, range of the values."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -136,19 +136,19 @@ class OpDef(Operation):
     alias: str | None = None
     mutates: str | None = None
     combine: str | None = None
-    accepts: Callable[[Type | None, bool], bool] | None = None  # overload: (first operand's type, in a region)
+    accepts: Callable[[Type | None, bool], bool] | None = None  # overload: (first type, in a region)
     outside: bool = False  # legal outside of regions
     namespaces: tuple[str, ...] = ("", "tensor", "tile")
     samples: tuple[Sample, ...] = field(default=())
 
     @property
     def signature(self) -> str:
-        parts = [p.name if p.required else f"{p.name}={_show(p.default)}" for p in self.params]
+        parts = [p.name if p.required else f"{p.name}={_show(p)}" for p in self.params]
         return f"pl.{self.spelling}({', '.join(parts)})"
 
 
-def _show(value: object) -> str:
-    return f"pl.{type(value).__name__}.{value.name}" if isinstance(value, Enum) else repr(value)
+def _show(p: OpParam) -> str:
+    return f"pl.PadValue.{p.default}" if p.kind is Kind.PAD and p.default is not None else repr(p.default)
 
 
 def op(name: str, *params: OpParam, spelling: str | None = None, **facets: Any) -> OpDef:

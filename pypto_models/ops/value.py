@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
 from ..errors import Diag, InternalError, user_error
-from ..ir.types import DType
+from ..ir.types import DTYPES, INDEX, DType, promote
 
 Extents: TypeAlias = tuple[int, ...]
 
@@ -20,6 +20,14 @@ def torch_dtype(dtype: DType) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise InternalError(f"torch.{dtype.torch_name} is not a dtype")
     return found
+
+
+_OF_TORCH = {torch_dtype(d): d for d in DTYPES if d.torch_name is not None and d != INDEX}
+
+
+def promoted(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """What :func:`~..ir.types.promote` makes of two element types."""
+    return a if a == b else torch_dtype(promote(_OF_TORCH[a], _OF_TORCH[b]))
 
 
 class TileValue:
@@ -57,6 +65,18 @@ class TileValue:
                 fix="fill the rest with pl.fillpad, or give the operands one valid shape", operand=self,
             )  # fmt: skip
         return data[tuple(slice(0, e) for e in extents)]
+
+
+def filled(op: str, shape: Extents, value: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of one value; an integer that the type cannot hold is an error."""
+    if not dtype.is_floating_point and dtype != torch.bool:
+        info = torch.iinfo(dtype)
+        if not info.min <= value <= info.max:
+            raise user_error(
+                Diag.ARITHMETIC, op=op, why=f"{value} is not within {info.min}..{info.max}",
+                fix="bound it with pl.min and pl.max, or use a wider type",
+            )  # fmt: skip
+    return torch.full(shape, value, dtype=dtype)
 
 
 def first_false(mask: torch.Tensor) -> list[int]:

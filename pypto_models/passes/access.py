@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeAlias
 
 from ..errors import InternalError
-from ..ir.expr import Const, DimVar, Expr, Var, as_dim, binary, free_vars, index
+from ..ir.expr import Binary, Const, Expr, Var, as_dim, binary, free_vars, index
 from ..ir.graph import Access, Affine, AxisIndex
 from ..ir.nodes import Block, For, If, Let, Region
 from ..ir.rewrite import arg_exprs
@@ -81,17 +82,15 @@ def _loops_of(d: Definitions, v: Var) -> tuple[Var, ...]:
 # ------------------------------------------------------------------------------------------------ boxes
 @dataclass(frozen=True)
 class _Span:
-    """``[start, start + extent)`` on one axis; ``limit`` bounds the extent."""
+    """``[start, start + extent)`` on one axis; ``limit`` bounds the extent, ``exact`` as in AxisIndex."""
 
     start: Affine
     extent: Affine
     limit: int | None
-
-
-@dataclass(frozen=True)
-class _Box:
-    spans: tuple[_Span, ...]
     exact: bool = True
+
+
+_Box: TypeAlias = tuple[_Span, ...]
 
 
 def _whole(dim: Dim, d: Definitions) -> _Span:
@@ -105,7 +104,7 @@ def _through_view(d: Definitions, view: Let, box: _Box) -> _Box:
         raise InternalError(f"the view at {view.span} has no offset")
     axes = drop if isinstance(drop, tuple) else ()
     dropped = {x.value if isinstance(x, Const) else x for x in axes}
-    spans, given = [], iter(box.spans)
+    spans, given = [], iter(box)
     for axis, start in enumerate(offset):
         base = d.affine(start)
         if axis in dropped:
@@ -113,17 +112,21 @@ def _through_view(d: Definitions, view: Let, box: _Box) -> _Box:
         else:
             s = next(given)
             spans.append(replace(s, start=base + s.start))
-    return _Box(tuple(spans), box.exact)
+    return tuple(spans)
 
 
 def _factors(dims: tuple[Dim, ...]) -> tuple[int, tuple[str, ...]]:
     """A product of extents as a number and run-time factors, so that products can be compared."""
     number, symbols = 1, []
-    for dim in dims:
+    todo: list[Dim] = list(dims)
+    while todo:
+        dim = todo.pop()
         if isinstance(dim, int):
             number *= dim
+        elif isinstance(dim, Binary) and dim.op == "*":
+            todo += [as_dim(dim.lhs), as_dim(dim.rhs)]
         else:
-            symbols.append(dim.name if isinstance(dim, DimVar) else repr(dim))
+            symbols.append(repr(dim))
     return number, tuple(sorted(symbols))
 
 
@@ -207,10 +210,10 @@ def _through_reshape(d: Definitions, view: Let, box: _Box) -> _Box | None:
     if not isinstance(base, Var) or not isinstance(base.type, TensorType):
         raise InternalError(f"the reshape at {view.span} is a view of no tensor")
     old, new = base.type.shape, view.result.type.shape if isinstance(view.result.type, TensorType) else ()
-    spans, exact = [], box.exact
+    spans: list[_Span] = []
     groups = regroup(old, new)
     for olds, news in groups if groups is not None else ((tuple(range(len(old))), tuple(range(len(new)))),):
-        inside, dims = tuple(box.spans[k] for k in news), tuple(old[k] for k in olds)
+        inside, dims = tuple(box[k] for k in news), tuple(old[k] for k in olds)
         if len(olds) == len(news) == 1:
             spans.append(inside[0])
             continue
@@ -218,9 +221,9 @@ def _through_reshape(d: Definitions, view: Let, box: _Box) -> _Box | None:
         found = None if flat is None else _unlinear(d, flat[0], dims)
         if flat is None or found is None:
             return None
-        spans += found[0]
-        exact = exact and flat[1] and found[1]
-    return _Box(tuple(spans), exact)
+        whole = flat[1] and found[1] and all(s.exact for s in inside)
+        spans += [replace(s, exact=whole) for s in found[0]]
+    return tuple(spans)
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -228,32 +231,39 @@ def resolve(d: Definitions, a: OpAccess, let: Let, loops: tuple[Var, ...], alway
     """The records of one access of an op: one for each buffer that its tensor may stand for."""
     refs = references(d, a.tensor)
     touched = tuple(s if v is None else v for s, v in zip(a.shape, a.valid, strict=True))
-    spans = [
-        _Span(d.affine(o), d.affine(n), t if isinstance(t, int) else n if isinstance(n, int) else None)
-        for o, n, t in zip(a.offset, touched, a.shape, strict=True)
-    ]
+    box = tuple(
+        _Span(d.affine(o), d.affine(n), _limit(t, n), v is not None)
+        for o, n, t, v in zip(a.offset, touched, a.shape, a.valid, strict=True)
+    )
+    limits = map(_limit, a.shape, touched)
+    tile = tuple(t if n is None else n for t, n in zip(a.shape, limits, strict=True))
     for ref in refs:
         record = Access(
-            ref.root, a.effect.value, (), a.shape, let.op.name, let.span, exact=True, loops=loops,
+            ref.root, a.effect.value, (), tile, let.op.name, let.span, loops=loops,
             always=always and len(refs) == 1, lags=ref.lags, why=ref.moved,
         )  # fmt: skip
-        yield record if ref.moved else _locate(d, record, ref, _Box(tuple(spans), exact=None not in a.valid))
+        yield record if ref.moved else _locate(d, record, ref, box)
+
+
+def _limit(tile: Dim, touched: Dim) -> int | None:
+    """The most elements that may be touched on an axis."""
+    return touched if isinstance(touched, int) else tile if isinstance(tile, int) else None
 
 
 def _locate(d: Definitions, record: Access, ref: Reference, box: _Box) -> Access:
     """Fill in the index of a record by taking the box back through the views."""
     tables: list[Var] = []
     for view in reversed(ref.views):
-        tables += [t for s in box.spans for t in d.tables(s.start)]
+        tables += [t for s in box for t in d.tables(s.start)]
         through = _through_view(d, view, box) if view.op.name == "view" else _through_reshape(d, view, box)
         if through is None:
             why = f"the reshape on line {view.span.line} mixes axes whose extents are known at run time only"
-            return replace(record, exact=False, tables=tuple(dict.fromkeys(tables)), why=why)
+            return replace(record, tables=tuple(dict.fromkeys(tables)), why=why)
         box = through
-    tables += [t for s in box.spans for t in d.tables(s.start)]
+    tables += [t for s in box for t in d.tables(s.start)]
     shape = ref.root.type.shape if isinstance(ref.root.type, TensorType) else ()
-    indices = tuple(_axis(d, s, extent) for s, extent in zip(box.spans, shape, strict=True))
-    return replace(record, index=indices, exact=box.exact, tables=tuple(dict.fromkeys(tables)))
+    indices = tuple(_axis(d, s, extent) for s, extent in zip(box, shape, strict=True))
+    return replace(record, index=indices, tables=tuple(dict.fromkeys(tables)))
 
 
 def _axis(d: Definitions, s: _Span, extent: Dim) -> AxisIndex:
@@ -263,7 +273,7 @@ def _axis(d: Definitions, s: _Span, extent: Dim) -> AxisIndex:
         ends.append(high + s.limit)
     known = [e for e in ends if e is not None]
     hull = (max(low or 0, 0), min(known) if known else None)
-    return AxisIndex(s.start, as_dim(s.extent.expr()), s.limit, hull)
+    return AxisIndex(s.start, s.extent.dim(), s.limit, hull, s.exact)
 
 
 def region_accesses(d: Definitions, region: Region) -> tuple[Access, ...]:

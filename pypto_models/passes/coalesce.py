@@ -48,12 +48,17 @@ def storage(t: TileType) -> int:
 
 @dataclass(eq=False)
 class Storage:
-    """Tiles that share a buffer.  ``live`` is the set of points at which it is needed."""
+    """Tiles that share a buffer.  ``live`` is the set of points at which it is needed.
+
+    ``crosses``: the tiles lie in a slot of the ring.  ``exchange``: no tile lies here, it is room to exchange
+    two carried values.  ``pipelines`` are the pipelined loops whose loads lie here.
+    """
 
     members: list[Var]
     live: int
     space: Mem
     crosses: bool = False
+    exchange: bool = False
     pipelines: list[Loop] = field(default_factory=list)
 
     @property
@@ -174,11 +179,13 @@ class _Coalescer:
             if after.get(ring[-1]) is start and start not in done:
                 done.update(ring)
                 biggest = max(ring, key=lambda s: s.bytes)
-                self.scratch.append(Storage([biggest.largest], points, biggest.space))
+                self.scratch.append(Storage([biggest.largest], points, biggest.space, exchange=True))
 
     # ---- union
     def _may_share(self, a: Storage, b: Storage) -> bool:
         if a.space is not b.space or a.crosses or b.crosses or a.live & b.live:
+            return False
+        if a.pipelines and b.pipelines:  # both are loaded ahead of the trip
             return False
         return not any(y.live & ~loop.interior for x, y in ((a, b), (b, a)) for loop in x.pipelines)
 

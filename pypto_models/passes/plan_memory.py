@@ -169,6 +169,8 @@ def _buffer(v: Var, size: int, live: int, count: int, target: Target, **extra: o
 
 def _tile_buffer(s: Storage, target: Target) -> Buffer:
     v = s.largest
+    if s.exchange:
+        return _buffer(v, s.bytes, s.live, 1, target, name=f"exchange of {v.name}")
     others = tuple(dict.fromkeys(m.name for m in s.members if m.name != v.name))
     return _buffer(v, s.bytes, s.live, s.count, target, shared_with=others, uids=_uids(s))
 
@@ -187,7 +189,8 @@ def _ring(crossing: list[Storage], options: RegionOptions, liveness: Liveness, t
     title = f"ring of {', '.join(names)}"
     always = write_point(last) * 2 - 1
     return _buffer(
-        widest.largest, widest.bytes, always, slots, target, name=title, shared_with=names, uids=_uids(*crossing)
+        widest.largest, widest.bytes, always, slots, target,
+        name=title, shared_with=names, uids=_uids(*crossing),
     )  # fmt: skip
 
 

@@ -139,16 +139,15 @@ class Flow:
         return self._chain_pair(s.op.combine, lhs, rhs, param, loop, params, frozenset({id(s)}))
 
     def _chain_pair(
-        self, op: str, lhs: Expr, rhs: Expr, param: Var, loop: For, params: frozenset[Var], link: frozenset[int]
-    ) -> Chain | None:
+        self, op: str, lhs: Expr, rhs: Expr, param: Var, loop: For, params: frozenset[Var],
+        link: frozenset[int],
+    ) -> Chain | None:  # fmt: skip
         for own, other in ((lhs, rhs), (rhs, lhs)):
             if not self.reaches(other, params):
                 return _join(self._chain(own, param, loop, params), Chain(op, link))
         return None
 
-    def _chain_branch(
-        self, s: If, m: Merged, param: Var, loop: For, params: frozenset[Var]
-    ) -> Chain | None:
+    def _chain_branch(self, s: If, m: Merged, param: Var, loop: For, params: frozenset[Var]) -> Chain | None:
         sides = [self._chain(x, param, loop, params) for x in (m.then, m.orelse)]
         links = frozenset({id(s)})
         if sides[0] is not None and sides[1] is not None:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal, TypeAlias
 
+from ..errors import Span
 from ..ir.expr import Expr, Var, as_dim, binary, dim_expr
 from ..ir.graph import Access, AxisIndex, Loop, Task, TaskGraph, dim_text
 from ..ir.nodes import Direction, Let, Unit
@@ -29,7 +31,7 @@ class Axis:
 
     ``block``: one axis of the grid.  ``row``, ``column``: the last two axes of a stored tensor, in steps of
     ``granule`` elements; ``moved_by`` names the grid axes and loops that move the tile along it.  ``extent``
-    is an int, a run-time expression, or None if it depends on data.
+    is an int, a run-time expression, or None if only the tile or data decide it.
     """
 
     kind: Literal["block", "row", "column"]
@@ -66,7 +68,7 @@ class Operand:
 
     * ``map``: affine, quasi-affine, paged (through ``tables``) or whole; ``index`` is its text.
     * ``row_bytes``: contiguous bytes along the last axis (``contiguous_axis``) in one access.
-    * ``block_bytes``: bytes of all tiles that one block touches, int or run-time expression.
+    * ``block_bytes``: bytes that one block touches at most, int or run-time expression.
     * ``role``: never written in the program (weight), read and written (cache), made by the regions in
       ``producers`` (produced), written here (out: a parameter, scratch: not).
     * ``streams``: its index moves with a contraction loop.  ``moves_with``: all inner loops that move it.
@@ -91,7 +93,8 @@ class Operand:
         notes = [self.role + (f" by {', '.join(self.producers)}" if self.producers else "")]
         notes.append(self.map + (f" through {', '.join(self.tables)}" if self.tables else ""))
         notes.append(f"{dim_text(self.row_bytes)} bytes a row, {dim_text(self.block_bytes)} a block")
-        notes += ["streams"] if self.streams else []
+        moves = f"{'streams' if self.streams else 'moves'} with {', '.join(self.moves_with)}"
+        notes += [moves] if self.moves_with else []
         return f"{self.effect} {self.tensor.name}{self.index}: {', '.join(notes)}"
 
 
@@ -110,14 +113,22 @@ class Accumulator:
 
 @dataclass(frozen=True)
 class Step:
-    """An op with its source line; ``why`` for one that forbids re-blocking."""
+    """An op with its place in the source; ``why`` for one that forbids re-blocking."""
 
     op: str
-    line: int
+    span: Span
     why: str = ""
 
+    @property
+    def line(self) -> int:
+        return self.span.line
+
     def __str__(self) -> str:
-        return f"{self.op} (line {self.line}{': ' if self.why else ''}{self.why})"
+        place = f"{PurePath(self.span.file).name}:{self.line}"
+        return f"{self.op} ({place}{': ' if self.why else ''}{self.why})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.op, "file": PurePath(self.span.file).name, "line": self.line, "why": self.why}
 
 
 @dataclass(frozen=True)
@@ -191,9 +202,9 @@ class RegionDomain:
                 {"name": a.name, "shape": list(a.shape), "dtype": a.dtype, "loop": a.loop}
                 for a in self.accumulators
             ],
-            "epilogue": [{"op": s.op, "line": s.line} for s in self.epilogue],
-            "row_blockers": [{"op": s.op, "line": s.line, "why": s.why} for s in self.row_blockers],
-            "column_blockers": [{"op": s.op, "line": s.line, "why": s.why} for s in self.column_blockers],
+            "epilogue": [s.to_json() for s in self.epilogue],
+            "row_blockers": [s.to_json() for s in self.row_blockers],
+            "column_blockers": [s.to_json() for s in self.column_blockers],
         }  # fmt: skip
 
 
@@ -211,13 +222,14 @@ def region_domain(graph: TaskGraph, task: Task) -> RegionDomain:
     loops = tuple(_inner_loop(f, task, x) for x in task.inner)
     lets = [s for s in walk(task.region.body) if isinstance(s, Let) and isinstance(s.op, OpDef)]
     cube = task.unit in (Unit.CUBE, Unit.MIXED)
+    accumulators = f.accumulators() if cube else ()
     return RegionDomain(
         task,
         _axes(task),
         loops,
         tuple(_operands(graph, task, f, loops)),
-        tuple(_accumulator(v, loop.var.name if loop else None) for v, loop in f.accumulators()) if cube else (),
-        tuple(Step(s.op.name, s.span.line) for s in f.epilogue()) if cube else (),
+        tuple(_accumulator(v, loop.var.name if loop else None) for v, loop in accumulators),
+        tuple(Step(s.op.name, s.span) for s in f.epilogue()) if cube else (),
         _blockers(0, lets),
         _blockers(1, lets),
     )
@@ -242,21 +254,20 @@ def _axes(task: Task) -> tuple[Axis, ...]:
 
 def _axis(task: Task, kind: Literal["row", "column"], name: str, x: AxisIndex) -> Axis:
     granule = x.limit or 1
-    variables = list(x.start.variables())
-    counts: dict[Var, Dim] = {g.var: g.extent for g in task.grid if g.var is not None}
-    counts |= {y.var: y.trips for y in (*task.inner, *task.loops)}
-    moved = tuple(v.name for v in dict.fromkeys(variables))
-    if not variables:
-        return Axis(kind, name, granule, x.extent, moved)
-    if x.hull[0] is not None and x.hull[1] is not None:
-        return Axis(kind, name, granule, x.hull[1] - x.hull[0], moved)
+    moved = tuple(v.name for v in dict.fromkeys(x.start.variables()))
+    if not x.exact:
+        return Axis(kind, name, granule, None, moved)
+    if not moved:
+        return Axis(kind, name, granule, x.extent)
+    # One loop or grid axis moves the tile by its own extent
     (atom, coefficient), *others = x.start.terms
-    steps: dict[Var, int | None] = {g.var: g.step for g in task.grid if g.var is not None}
-    steps |= {y.var: y.step for y in (*task.inner, *task.loops)}
-    step = steps.get(atom) if isinstance(atom, Var) else None
-    if not others and isinstance(atom, Var) and step is not None and coefficient * step == granule:
-        return Axis(kind, name, granule, as_dim(binary("*", dim_expr(counts[atom]), dim_expr(granule))), moved)
-    return Axis(kind, name, granule, None, moved)
+    movers = [(g.var, g.step, g.extent) for g in task.grid]
+    movers += [(y.var, y.step, y.trips) for y in (*task.inner, *task.loops)]
+    for var, step, count in movers:
+        if var is atom and not others and coefficient * (step or 0) == granule:
+            return Axis(kind, name, granule, as_dim(binary("*", dim_expr(count), dim_expr(granule))), moved)
+    known = x.hull[0] is not None and x.hull[1] is not None
+    return Axis(kind, name, granule, (x.hull[1] or 0) - (x.hull[0] or 0) if known else None, moved)
 
 
 # ------------------------------------------------------------------------------------------------ loops
@@ -265,7 +276,7 @@ def _inner_loop(f: Flow, task: Task, loop: Loop) -> InnerLoop:
     kinds = {c.kind for c in carried}
     kind: LoopClass = "sequential"
     if not carried:
-        kind = "independent" if _separate_writes(task, loop) else "sequential"
+        kind = "independent" if _separate_writes(f, task, loop) else "sequential"
     elif kinds == {"contraction"}:
         kind = "contraction"
     elif kinds <= {"contraction", "reduction"}:
@@ -273,26 +284,19 @@ def _inner_loop(f: Flow, task: Task, loop: Loop) -> InnerLoop:
     return InnerLoop(loop, kind, carried)
 
 
-def _separate_writes(task: Task, loop: Loop) -> bool:
+def _separate_writes(f: Flow, task: Task, loop: Loop) -> bool:
     """True if the trips of a loop write different elements of tensors that the loop does not read."""
     inside = [a for a in task.writes if loop.var in a.loops]
     read = {a.tensor for a in task.reads if loop.var in a.loops}
-    return all(a.tensor not in read and any(_steps_over(i, loop) for i in a.index) for a in inside)
+    return all(a.tensor not in read and any(_steps_over(f, a, x, loop) for x in a.index) for a in inside)
 
 
-def _steps_over(x: AxisIndex, loop: Loop) -> bool:
-    inner = {v for v in x.start.variables() if v is not loop.var}
+def _steps_over(f: Flow, a: Access, x: AxisIndex, loop: Loop) -> bool:
+    """True if each trip moves the box by its own extent or more, and nothing else in the loop moves it."""
+    varying = frozenset(a.loops[a.loops.index(loop.var) :]) | _of_trip(f, loop.var)
+    others = [atom for atom, _ in x.start.terms if atom is not loop.var]
     stride = abs(x.start.coefficient(loop.var) * (loop.step or 0))
-    fixed = all(atom is loop.var or not _moves(atom, loop) for atom, _ in x.start.terms)
-    return x.limit is not None and stride >= x.limit and fixed and not (inner & _nested(loop, x))
-
-
-def _moves(atom: Expr, loop: Loop) -> bool:
-    return not isinstance(atom, Var)
-
-
-def _nested(loop: Loop, x: AxisIndex) -> set[Var]:
-    return set()
+    return x.limit is not None and stride >= x.limit and not any(f.reaches(y, varying) for y in others)
 
 
 # --------------------------------------------------------------------------------------------- operands
@@ -319,8 +323,8 @@ def _operand(graph: TaskGraph, task: Task, f: Flow, loops: tuple[InnerLoop, ...]
         tensor=a.tensor, effect=a.effect, map=a.map, index=a.box, tables=tuple(t.name for t in a.tables),
         tile=a.tile, contiguous_axis=rank - 1, row_bytes=None if last is None else last * a.dtype.bytes,
         block_bytes=as_dim(size), role=_role(graph, task, a), producers=_producers(graph, task, a),
-        streams=any(x.kind == "contraction" for x in moving), moves_with=tuple(x.loop.var.name for x in moving),
-        line=a.span.line,
+        streams=any(x.kind == "contraction" for x in moving),
+        moves_with=tuple(x.loop.var.name for x in moving), line=a.span.line,
     )  # fmt: skip
 
 
@@ -360,5 +364,5 @@ def _blockers(axis: int, lets: list[Let]) -> tuple[Step, ...]:
     for s in lets:
         why = s.op.split(axis, s) if isinstance(s.op, OpDef) else None
         if why is not None:
-            found.append(Step(s.op.name, s.span.line, why))
+            found.append(Step(s.op.name, s.span, why))
     return tuple(found)

@@ -1,0 +1,119 @@
+"""Check a kernel file against a target: all findings at once, the region table, the memory plan."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .compile import run_passes
+from .errors import Diag, Span, UserError
+from .foreign import load_module
+from .language import Kernel, elaborate
+from .language.constructs import Unsupported
+from .passes.plan_memory import MemoryPlan, examine
+from .passes.task_graph import TaskGraph, build
+from .target import Target
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What the compiler says of one entry; ``graph`` and ``plan`` are None if it did not get that far."""
+
+    name: str
+    errors: tuple[UserError, ...]
+    warnings: tuple[str, ...]
+    graph: TaskGraph | None = None
+    plan: MemoryPlan | None = None
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """``errors`` are those of the file outside of its entries."""
+
+    file: str
+    target: str
+    errors: tuple[UserError, ...]
+    kernels: tuple[KernelReport, ...] = field(default=())
+
+    @property
+    def findings(self) -> list[UserError]:
+        """All errors, by line."""
+        found = [*self.errors, *(e for k in self.kernels for e in k.errors)]
+        return sorted(found, key=lambda e: (e.span.file, e.span.line, e.span.col))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "target": self.target,
+            "findings": [
+                {"code": e.code, "file": e.span.file, "line": e.span.line, "column": e.span.col + 1,
+                 "message": e.message, "fix": e.fix}
+                for e in self.findings
+            ],
+            "kernels": [
+                {
+                    "name": k.name,
+                    "warnings": list(k.warnings),
+                    "regions": k.graph.to_json() if k.graph is not None else None,
+                    "memory": [list(row) for row in k.plan.table()] if k.plan is not None else None,
+                    "memory_checked": k.plan.checked if k.plan is not None else False,
+                }
+                for k in self.kernels
+            ],
+        }  # fmt: skip
+
+
+def check_file(path: Path, target: Target, constants: Mapping[str, Any] | None = None) -> FileReport:
+    """Everything the compiler finds in a file, without running it on data.
+
+    Entries whose shapes come from their arguments cannot be checked alone, which is a finding too.
+    """
+    try:
+        module = load_module(path)
+    except UserError as error:
+        return FileReport(str(path), target.name, (error,))
+    file = str(path.resolve())
+    kernels = [v for v in vars(module).values() if isinstance(v, Kernel) and v.file == file]
+    entries = [k for k in kernels if not k.inline]
+    errors = _unsupported(module.__dict__, file)
+    if not entries and not errors:
+        where = Span(file, 1)
+        errors.append(UserError(Diag.NOT_A_KERNEL, where, {"what": "this file, which has no @pl.jit entry,"}))
+    reports = tuple(check_kernel(k, target, constants) for k in entries)
+    return FileReport(str(path), target.name, tuple(errors), reports)
+
+
+def _unsupported(names: Mapping[str, Any], file: str) -> list[UserError]:
+    """Functions and classes under a decorator that this implementation does not have."""
+    found = []
+    for node in ast.parse(Path(file).read_text(), file).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.decorator_list:
+            value = names.get(node.name)
+            if isinstance(value, Unsupported):
+                at = node.decorator_list[0]
+                span = Span(file, at.lineno, at.col_offset, at.end_lineno or 0, at.end_col_offset or 0)
+                found.append(
+                    UserError(Diag.UNSUPPORTED, span, {"name": str(value), "why": value.why, "fix": value.fix})
+                )
+    return found
+
+
+def check_kernel(kernel: Kernel, target: Target, constants: Mapping[str, Any] | None = None) -> KernelReport:
+    """The findings of the front end or, if there are none, those of the passes and the memory plan."""
+    try:
+        lowered = elaborate(kernel, (), dict(constants or {}), collect=True)
+    except UserError as error:
+        return KernelReport(kernel.name, (error,), ())
+    if lowered.errors:
+        return KernelReport(kernel.name, lowered.errors, lowered.warnings)
+    try:
+        *_, (_, function) = run_passes(lowered.function, target)
+        graph = build(function, target)
+    except UserError as error:
+        return KernelReport(kernel.name, (error,), lowered.warnings)
+    plan, over = examine(function, target)
+    warnings = (*lowered.warnings, *(f"hazard: {h.describe()}" for h in graph.hazards))
+    return KernelReport(kernel.name, tuple(over), warnings, graph, plan)
