@@ -70,7 +70,7 @@ class Diag(Enum):
     SHAPE = ("{op}: {why}", "{fix}")
     DTYPE = ("{op}: {why}", "{fix}")
     MISPLACED = ("{what} {why}", "{fix}")
-    ANNOTATION = ("parameter {name!r}: {why}", "{fix}")
+    ANNOTATION = ("{name!r}: {why}", "{fix}")
     CARRIED_TYPE = (
         "{name!r} changes its type in this {construct}: {before} before, {after} after",
         "keep one shape and dtype, or use another name",

@@ -74,7 +74,7 @@ def require_number(op: str, *tiles: TileType) -> None:
     for t in tiles:
         require(
             t.dtype not in (BOOL, UINT64, FP8E8M0), Diag.DTYPE, f"pl.{op}",
-            f"{t.dtype} has no arithmetic, got {describe(t)}", "cast it first: pl.cast(x, pl.INT32) or pl.FP32",
+            f"{t.dtype} has no arithmetic, got {describe(t)}", "cast it first, to pl.INT32 or pl.FP32",
         )  # fmt: skip
 
 
@@ -96,7 +96,8 @@ def integer_range(dtype: DType) -> tuple[int, int]:
     """The least and the greatest integer of an integer type."""
     if dtype.kind == "bool":
         return 0, 1
-    return (0, 2**dtype.bits - 1) if dtype.kind == "uint" else (-(2 ** (dtype.bits - 1)), 2 ** (dtype.bits - 1) - 1)
+    half = 2 ** (dtype.bits - 1)
+    return (0, 2 * half - 1) if dtype.kind == "uint" else (-half, half - 1)
 
 
 def common_dtype(op: str, a: DType, b: DType) -> DType:
@@ -134,7 +135,7 @@ def same_dim(a: Dim | None, b: Dim | None) -> bool:
     return a is not None and b is not None and index(a) == index(b)
 
 
-def singleton_axes(t: TileType, axis: int) -> bool:
+def singleton(t: TileType, axis: int) -> bool:
     """True if the tile has one element on ``axis``, so that a split leaves it whole."""
     return t.rank <= axis or t.shape[axis] == 1
 

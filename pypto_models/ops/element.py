@@ -14,7 +14,7 @@ from .boxes import Index, accepts, check_in_bounds, check_rank, move_cost
 from .common import describe, require_scalar, tensor_type, tile_type
 from .registry import Access, Effect, Kind, OpDef, OpParam, op
 from .slicing import insert_reference
-from .value import GlobalMemory, TileValue
+from .value import GlobalMemory, TileValue, filled
 
 _AT = OpParam("index", Kind.INDEX)
 
@@ -64,7 +64,8 @@ READ = op(
 )  # fmt: skip
 READ_TILE = op(
     "read_tile", OpParam("t", Kind.TILE), _AT, spelling="read", doc="One element of a tile as a scalar.",
-    infer=_read_infer, reference=_read_tile_reference, accepts=accepts(True, TileType), split=_no_element_split,
+    infer=_read_infer, reference=_read_tile_reference, accepts=accepts(True, TileType),
+    split=_no_element_split,
 )  # fmt: skip
 
 
@@ -81,7 +82,8 @@ def _write_reference(t: GlobalMemory, at: Any, value: Any) -> None:
 
 WRITE = op(
     "write_tensor", OpParam("t", Kind.TENSOR), _AT, OpParam("value", Kind.SCALAR), spelling="write",
-    doc="Write one element of a tensor.  A bulk store and a scalar write to one tensor do not mix in a region.",
+    doc="Write one element of a tensor.  A bulk store and a scalar write to one tensor do not mix in a "
+    "region.",
     infer=_write_infer, unit=Unit.VEC, reference=_write_reference, access=_element(Effect.WRITE, "t"),
     cost=move_cost, accepts=accepts(True, TensorType), namespaces=("", "tensor"),
 )  # fmt: skip
@@ -96,7 +98,7 @@ def _write_tile_infer(t: Expr, at: Index, value: Expr) -> TileType:
 
 
 def _write_tile_reference(t: TileValue, at: Any, value: Any) -> TileValue:
-    one = torch.full((1,) * len(at), value, dtype=t.data.dtype)
+    one = filled("pl.write", (1,) * len(at), value, t.data.dtype)
     return insert_reference(t, TileValue(one, (1,) * len(at)), at, "none")
 
 

@@ -50,7 +50,9 @@ def _compute(fn: Callable[..., torch.Tensor], dtype: torch.dtype, *xs: Any) -> t
     return out if out.dtype == dtype else out.to(dtype)
 
 
-def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = -2.0, **extra: Any) -> OpDef:
+def _unary(
+    name: str, doc: str, fn: Unary, integers: bool = False, low: float = -2.0, in_place: bool = True, **extra: Any
+) -> OpDef:
     def infer(x: Expr, *_: Any) -> TileType:
         (require_number if integers else require_float)(name, tile_type(x))
         return _like(tile_type(x))
@@ -65,8 +67,8 @@ def _unary(name: str, doc: str, fn: Unary, integers: bool = False, low: float = 
     if integers:
         samples.append(Sample((T((8, 8), INT32, low=-9, high=9),)))
     return op(
-        name, X, *params, doc=doc, infer=infer, reference=reference, cost=elements_cost, inplace=("x",),
-        samples=tuple(samples),
+        name, X, *params, doc=doc, infer=infer, reference=reference, cost=elements_cost,
+        inplace=("x",) if in_place else (), samples=tuple(samples),
     )  # fmt: skip
 
 
@@ -277,13 +279,13 @@ def _recip(x: torch.Tensor) -> torch.Tensor:
 
 
 def _divide(a: torch.Tensor, b: Any) -> torch.Tensor:
-    if a.dtype.is_floating_point:
-        return a / b
-    return torch.div(a, b, rounding_mode="trunc")
+    return torch.div(a, b, rounding_mode=None if a.dtype.is_floating_point else "trunc")
 
 
 OPS: tuple[OpDef, ...] = (
-    _binary("add", "lhs + rhs, elementwise; rhs is a tile of the same shape or a scalar.", lambda a, b: a + b),
+    _binary(
+        "add", "lhs + rhs, elementwise; rhs is a tile of the same shape or a scalar.", lambda a, b: a + b
+    ),
     _binary("sub", "lhs - rhs, elementwise.", lambda a, b: a - b),
     _binary("mul", "lhs * rhs, elementwise.", lambda a, b: a * b),
     _binary("div", "lhs / rhs, elementwise; integers truncate.", _divide),
@@ -300,11 +302,13 @@ OPS: tuple[OpDef, ...] = (
     _unary("exp", "e to the x.", torch.exp),
     _unary("log", "The natural logarithm.", torch.log, low=0.1),
     _unary("sqrt", "The square root.", torch.sqrt, low=0.0),
+    # The instructions for rsqrt and recip on Ascend read their operand while they write (pypto issue 515)
     _unary(
         "rsqrt", "1 / sqrt(x).  ``high_precision`` asks the target for its exact sequence; the simulator is "
         "exact either way.", torch.rsqrt, low=0.1, params=(OpParam("high_precision", Kind.BOOL, False),),
+        in_place=False,
     ),
-    _unary("recip", "1 / x.", _recip, low=0.1),
+    _unary("recip", "1 / x.", _recip, low=0.1, in_place=False),
     _expand("row_expand_add", "t[M, N] + v[M, 1], v repeated along each row.", lambda a, b: a + b, True),
     _expand("row_expand_sub", "t[M, N] - v[M, 1], v repeated along each row.", lambda a, b: a - b, True),
     _expand("row_expand_mul", "t[M, N] * v[M, 1], v repeated along each row.", lambda a, b: a * b, True),

@@ -11,25 +11,39 @@ from ..ir.expr import Expr, as_dim, binary, dim_expr, index
 from ..ir.nodes import Let, Unit
 from ..ir.types import BF16, FP32, INT32, Dim, DType, Mem, TensorType, TileType
 from .boxes import Index, accepts, check_valid
-from .common import describe, require, show_dim, smaller, static_shape, tensor_type, tile_type
+from .common import (
+    describe,
+    require,
+    require_scalar,
+    show_dim,
+    singleton,
+    smaller,
+    static_shape,
+    tensor_type,
+    tile_type,
+)
 from .registry import Kind, OpDef, OpParam, Sample, T, op
-from .value import GlobalMemory, TileValue, torch_dtype
+from .value import GlobalMemory, TileValue, filled, torch_dtype
 
 
 # --------------------------------------------------------------------------------------------- create
 def _create_infer(shape: Index, dtype: DType, layout: Any, manual: bool, init: Expr | None) -> TensorType:
+    if init is not None:
+        require_scalar("create_tensor", dtype, init)
     return TensorType(tuple(as_dim(d) for d in shape), dtype)
 
 
 def _create_tile_infer(shape: Index, dtype: DType, layout: Any, manual: bool, init: Expr | None) -> TileType:
     dims = static_shape("create_tensor", shape)
+    if init is not None:
+        require_scalar("create_tensor", dtype, init)
     return TileType(dims, dtype, dims)
 
 
 def _create_tile_reference(shape: Any, dtype: DType, layout: Any, manual: bool, init: Any) -> TileValue:
-    data = torch.zeros(shape, dtype=torch_dtype(dtype))
     if init is not None:
-        return TileValue(data + init, tuple(shape))
+        return TileValue(filled("pl.create_tensor", shape, init, torch_dtype(dtype)), tuple(shape))
+    data = torch.zeros(shape, dtype=torch_dtype(dtype))
     return TileValue(data, tuple(shape), torch.zeros(shape, dtype=torch.bool))
 
 
@@ -55,11 +69,12 @@ CREATE_TILE = op(
 
 def _full_infer(shape: Index, dtype: DType, value: Expr) -> TileType:
     dims = static_shape("full", shape)
+    require_scalar("full", dtype, value)
     return TileType(dims, dtype, dims)
 
 
 def _full_reference(shape: Any, dtype: DType, value: Any) -> TileValue:
-    return TileValue(torch.full(shape, value, dtype=torch_dtype(dtype)), tuple(shape))
+    return TileValue(filled("pl.full", shape, value, torch_dtype(dtype)), tuple(shape))
 
 
 FULL = op(
@@ -85,7 +100,8 @@ def _same_count(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> bool | None:
 def _check_count(a: TensorType | TileType, shape: tuple[Dim, ...]) -> None:
     require(
         _same_count(a.shape, shape) is not False, Diag.SHAPE, "pl.reshape",
-        f"{describe(a)} does not have the elements of {list(shape)}", "the product of the extents stays the same",
+        f"{describe(a)} does not have the elements of [{', '.join(map(show_dim, shape))}]",
+        "the product of the extents stays the same",
     )  # fmt: skip
 
 
@@ -139,12 +155,11 @@ def _reshape_reference(x: TileValue, shape: Any) -> TileValue:
 
 def _reshape_split(axis: int, let: Let) -> str | None:
     old, new = tile_type(let.args[0]), tile_type(let.result)
-    if old.shape == new.shape:
+    if old.shape == new.shape or (singleton(old, axis) and singleton(new, axis)):
         return None
-    if axis == 0 and old.shape[0] % 2 == 0 and new.shape[0] % 2 == 0:
-        return None  # row-major: the first half of the rows is the first half of the elements on both sides
-    if old.shape[axis] == 1 and (new.rank <= axis or new.shape[axis] == 1):
-        return None
+    halves = not singleton(old, axis) and not singleton(new, axis)
+    if halves and old.shape[:axis] == new.shape[:axis] and old.shape[axis] % 2 == new.shape[axis] % 2 == 0:
+        return None  # row-major: the first half of the axis is the same elements on both sides
     return f"it moves elements of {describe(old)} across the lanes of {describe(new)}"
 
 
@@ -152,14 +167,19 @@ _SHAPE_ONLY = OpParam("shape", Kind.INDEX)
 VIEW_RESHAPE = op(
     "view_reshape", OpParam("t", Kind.TENSOR), _SHAPE_ONLY, spelling="reshape",
     doc="A tensor with other extents, row-major, no data moves.", infer=_view_reshape_infer, unit=Unit.NONE,
-    reference=_view_reshape_reference, accepts=lambda first, inside: isinstance(first, TensorType), outside=True,
-    alias="t",
+    reference=_view_reshape_reference, accepts=lambda first, inside: isinstance(first, TensorType),
+    outside=True, alias="t",
 )  # fmt: skip
 RESHAPE = op(
     "reshape", OpParam("x", Kind.TILE), _SHAPE_ONLY, doc="A tile with other extents, row-major, zero copy.",
     infer=_reshape_infer, reference=_reshape_reference, accepts=accepts(True, TileType), split=_reshape_split,
     alias="x",
-    samples=(Sample((T((16, 32), FP32), (32, 16))), Sample((T((1, 64), BF16), (4, 16)))),
+    samples=(
+        Sample((T((16, 32), FP32), (32, 16))),
+        Sample((T((1, 64), BF16), (4, 16))),
+        Sample((T((16, 1), FP32), (1, 16))),
+        Sample((T((16, 32), FP32), (16, 4, 8))),
+    ),
 )  # fmt: skip
 
 
@@ -201,8 +221,8 @@ def _transpose_infer(x: Expr, axis1: Expr, axis2: Expr) -> TileType:
         t.rank == 2, Diag.SHAPE, "pl.transpose", f"needs two axes, got {describe(t)}", "reshape it first"
     )  # fmt: skip
     require(
-        {as_dim(axis1), as_dim(axis2)} in ({0, 1}, {0, -1}, {1, -2}, {-1, -2}), Diag.BAD_ARGUMENT, "pl.transpose",
-        "it exchanges two different axes of a tile", "write pl.transpose(x, 0, 1)",
+        {as_dim(axis1), as_dim(axis2)} in ({0, 1}, {0, -1}, {1, -2}, {-1, -2}), Diag.BAD_ARGUMENT,
+        "pl.transpose", "it exchanges two different axes of a tile", "write pl.transpose(x, 0, 1)",
     )  # fmt: skip
     return TileType(t.shape[::-1], t.dtype, t.valid[::-1])
 
@@ -212,16 +232,16 @@ def _transpose_reference(x: TileValue, axis1: int, axis2: int) -> TileValue:
 
 
 def _transpose_split(axis: int, let: Let) -> str | None:
-    t = tile_type(let.args[0])
-    return (
-        None if t.shape[axis] == 1 and t.shape[1 - axis] == 1 else "it moves elements across the split axis"
-    )
+    if all(d == 1 for d in tile_type(let.args[0]).shape):
+        return None
+    return "it moves elements across the split axis"
 
 
 TRANSPOSE = op(
     "transpose", OpParam("x", Kind.TILE), OpParam("axis1", Kind.SCALAR), OpParam("axis2", Kind.SCALAR),
     doc="Exchange the two axes of a tile.", infer=_transpose_infer, reference=_transpose_reference,
-    split=_transpose_split, samples=(Sample((T((16, 32), FP32), 0, 1)), Sample((T((16, 32), BF16, (5, 9)), 0, 1))),
+    split=_transpose_split,
+    samples=(Sample((T((16, 32), FP32), 0, 1)), Sample((T((16, 32), BF16, (5, 9)), 0, 1))),
 )  # fmt: skip
 
 
@@ -236,8 +256,8 @@ def _move_reference(x: TileValue, target_memory: Mem) -> TileValue:
 
 MOVE = op(
     "move", OpParam("x", Kind.TILE), OpParam("target_memory", Kind.MEM),
-    doc="Move a tile to another memory space; values stay.  The compiler inserts these between the cube and the "
-    "vector part of a mixed region.", infer=_move_infer, unit=Unit.NONE, reference=_move_reference,
+    doc="Move a tile to another memory space; values stay.  The compiler inserts these between the cube and "
+    "the vector part of a mixed region.", infer=_move_infer, unit=Unit.NONE, reference=_move_reference,
     samples=(Sample((T((16, 32), FP32), Mem.Vec)),),
 )  # fmt: skip
 

@@ -4,8 +4,8 @@ Modes (pypto's numbers): none 0, rint 1 (nearest, ties to even; none means the s
 away from zero, the default), floor 3, ceil 4, trunc 5, odd 6 (inexact results get an odd last bit).
 
 Out of range, integers saturate and NaN becomes 0; floats follow IEEE 754, and the two types without an
-infinity saturate too.  To BOOL, whatever is not 0 is true.  FP8E8M0 holds powers of two: a tie goes up, what is
-too small (0 too) becomes 2**-127, and negative numbers become NaN.
+infinity saturate too.  To BOOL, whatever is not 0 is true.  FP8E8M0 holds powers of two: a tie goes up, what
+is too small (0 too) becomes 2**-127, and negative numbers become NaN.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _exact(x: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.int32:
         return x.double()
     n = x.to(torch.int64)  # the upper half of uint64 wraps to negative numbers
-    # No target tells the numbers between two multiples of 2**12 apart once n is above 2**53: one stands for all.
+    # Above 2**53 no target tells the numbers between two multiples of 2**12 apart: one stands for all.
     wide = (n >> 12 << 12) | torch.where((n & 0xFFF) != 0, 0x800, 0)
     exact = n if x.dtype != torch.uint64 else torch.where(n < 0, 2**62, n)
     return torch.where((exact >= -(2**53)) & (exact <= 2**53), n.double(), _unwrapped(wide, x.dtype))
@@ -108,7 +108,7 @@ def _to_power_of_two(x: torch.Tensor, mode: str) -> torch.Tensor:
 
 
 def _narrow(x: torch.Tensor, to: torch.dtype, mode: str) -> torch.Tensor:
-    """Find the representable neighbours of ``x``, below and above in magnitude, and take the one of ``mode``."""
+    """Of the representable neighbours of ``x``, below and above in magnitude, the one of ``mode``."""
     near = x.to(to)  # one of the two, however it was rounded
     back = near.to(x.dtype)
     bits = near.view(_BITS[to.itemsize])

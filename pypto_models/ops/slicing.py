@@ -127,7 +127,8 @@ def _boxed(
         if any(data.shape[axis] == 0 for axis in drop):
             raise user_error(
                 Diag.INVALID_READ, op="pl.slice", tensor="its operand",
-                why="the axis that drop_dims removes has no valid element", fix="guard the slice with an `if`",
+                why="an axis that drop_dims removes has no valid element",
+                fix="guard the slice with an `if`",
             )  # fmt: skip
         data, shape = data.reshape(dropped(tuple(data.shape), drop)), dropped(shape, drop)
         written = written.reshape(data.shape) if written is not None else None
@@ -217,8 +218,8 @@ VIEW = op(
 LOAD = op(
     "load", OpParam("t", Kind.TENSOR), *_SLICE, spelling="slice",
     doc="Inside a region: load the box of ``shape`` at ``offset`` into a tile.  ``valid_shape`` marks the "
-    "live rectangle; the rest is undefined until pl.fillpad (``pad_value`` fills at once).  An access that is "
-    "provably out of bounds is an error unless ``clamp`` cuts the valid rectangle at the tensor's end.  "
+    "live rectangle; the rest is undefined until pl.fillpad (``pad_value`` fills at once).  An access that "
+    "is provably out of bounds is an error unless ``clamp`` cuts the valid rectangle at the tensor's end.  "
     "``drop_dims`` removes axes of one element.  ``t[a:b, i]`` is sugar.",
     infer=_load_infer, unit=Unit.NONE, reference=_load_reference, access=_load_access, cost=move_cost,
     accepts=accepts(True, TensorType),
@@ -327,8 +328,8 @@ def insert_reference(target: TileValue, source: TileValue, offset: Any, atomic: 
 
 STORE = op(
     "store", OpParam("target", Kind.TENSOR), *_ASSEMBLE, spelling="assemble",
-    doc="Write the valid rectangle of ``source`` into ``target`` at ``offset``, in place, and give ``target`` "
-    "back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular order; the "
+    doc="Write the valid rectangle of ``source`` into ``target`` at ``offset``, in place, and give "
+    "``target`` back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular order; the "
     "target must be zeroed before.  Note that ``out = value`` only rebinds a Python name.",
     infer=_store_infer, unit=Unit.NONE, reference=_store_reference, access=_store_access, cost=move_cost,
     accepts=accepts(True, TensorType),

@@ -83,12 +83,13 @@ OPS: tuple[OpDef, ...] = (
     ),
     op(
         "array_set", _ARRAY, _INDEX, OpParam("value", Kind.SCALAR),
-        doc="The array with one element replaced; written ``array[i] = v``.", infer=_set_infer, unit=Unit.NONE,
-        reference=_set_reference, outside=True, namespaces=("array",), spelling="set",
+        doc="The array with one element replaced; written ``array[i] = v``.", infer=_set_infer,
+        unit=Unit.NONE, reference=_set_reference, outside=True, namespaces=("array",), spelling="set",
         mutates="array",
     ),
     op(
-        "task_dummy", OpParam("deps", Kind.TASKS, ()), doc="A task that does nothing and finishes after ``deps``.",
-        infer=_dummy_infer, unit=Unit.NONE, reference=_dummy_reference, outside=True, namespaces=("system",),
+        "task_dummy", OpParam("deps", Kind.TASKS, ()),
+        doc="A task that does nothing and finishes after ``deps``.", infer=_dummy_infer, unit=Unit.NONE,
+        reference=_dummy_reference, outside=True, namespaces=("system",),
     ),
 )  # fmt: skip

@@ -128,6 +128,8 @@ class _Coalescer:
         for v in tiles(let.results):
             if let.op.name == "load" and node.loop is not None and node.loop.stages > 1:
                 self.of[v].pipelines.append(node.loop)
+                # It is loaded ahead, so its slot is taken from the start of the trip.
+                self.of[v].live |= points_between(2 * node.loop.head + 2, 2 * node.position)
             self.of[v].crosses = crosses(let)
         viewed = _viewed(let)
         if viewed is not None:
@@ -184,8 +186,6 @@ class _Coalescer:
     # ---- union
     def _may_share(self, a: Storage, b: Storage) -> bool:
         if a.space is not b.space or a.crosses or b.crosses or a.live & b.live:
-            return False
-        if a.pipelines and b.pipelines:  # both are loaded ahead of the trip
             return False
         return not any(y.live & ~loop.interior for x, y in ((a, b), (b, a)) for loop in x.pipelines)
 
