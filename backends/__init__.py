@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pypto_models.compile import Backend
+from pypto_models.backend import Backend
 
 from .sim import SimBackend
 

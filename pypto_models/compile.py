@@ -9,13 +9,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from .backend import Backend, Compiled, Executable, Progress
 from .errors import Diag, UserError, user_error
-from .ir.nodes import Direction, Function
+from .ir.nodes import Function
 from .ir.printer import format_function
 from .ir.types import TensorType
 from .ir.verify import verify
@@ -23,29 +24,11 @@ from .language import Kernel, elaborate
 from .language.entry import written_params
 from .passes import PIPELINE
 from .passes.plan_memory import MemoryPlan, plan
-from .passes.task_graph import TaskGraph, build
-from .schedule.domain import RegionDomain, describe, region_domains
+from .passes.task_graph import build
+from .schedule.domain import describe, region_domains
 from .target import Target, known_targets, load_target
 
-Progress = Callable[[int, int, str], None]
-
 DEFAULT_PLATFORM = "a2a3sim"
-
-
-class Executable(Protocol):
-    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values."""
-
-    def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> Any: ...
-
-
-class Backend(Protocol):
-    """One folder of ``backends/``.  ``unusable`` says why it cannot run on this machine, or None."""
-
-    name: str
-
-    def unusable(self) -> str | None: ...
-
-    def build(self, compiled: Compiled) -> Executable: ...
 
 
 @dataclass(frozen=True)
@@ -55,21 +38,6 @@ class ParamInfo:
     name: str
     kind: str
     direction: str
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """Everything the compiler knows of one kernel: what a backend takes."""
-
-    name: str
-    function: Function
-    graph: TaskGraph
-    domains: tuple[RegionDomain, ...]
-    plan: MemoryPlan
-    target: Target
-    warnings: tuple[str, ...]
-    stages: tuple[tuple[str, Function], ...]
-    seconds: float = field(compare=False, default=0.0)
 
 
 @dataclass(frozen=True)
@@ -116,10 +84,10 @@ def compile(
 ) -> Program:
     """Compile a ``@pl.jit`` kernel for a platform.
 
-    ``args`` are example arguments (tensors, numbers) for shapes that the annotations leave open.  ``platform``
-    is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by name before
-    parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs the verifier
-    between the passes.
+    ``args`` are example arguments (tensors, numbers) for shapes that the annotations leave open.
+    ``platform`` is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by
+    name before parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs
+    the verifier between the passes.
 
     Raises UserError with the place and the fix for mistakes in the kernel or in the arguments.
     """
@@ -150,7 +118,9 @@ def lower_for(
     warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
     domains = region_domains(graph)
     seconds = time.perf_counter() - started
-    return Compiled(kernel.name, function, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds)
+    return Compiled(
+        kernel.name, function, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds
+    )
 
 
 def run_passes(function: Function, target: Target, check: bool = False) -> Iterator[tuple[str, Function]]:
@@ -194,20 +164,18 @@ def backend_table() -> Mapping[str, Backend]:
 
 def resolve_platform(platform: str) -> tuple[Target, Backend]:
     """``a2a3sim`` -> the target a2a3 and the backend sim."""
-    table = backend_table()
-    for name, backend in table.items():
+    for name, backend in backend_table().items():
         if platform.endswith(name) and platform != name:
-            target = load_target(platform[: -len(name)].rstrip(":"))
-            reason = backend.unusable()
-            if reason is not None:
-                raise user_error(
-                    Diag.UNKNOWN_TARGET, kind=f"platform ({reason})", name=platform, known=", ".join(platforms())
-                )
+            target = load_target(platform.removesuffix(name).rstrip(":"))
+            if (reason := backend.unusable()) is not None:
+                raise _unknown_platform(f"{platform} ({reason})")
             return target, backend
-    raise UserError(
-        Diag.UNKNOWN_TARGET, user_error(Diag.SYNTAX).span,
-        {"kind": "platform", "name": platform, "known": ", ".join(platforms())},
-    )  # fmt: skip
+    raise _unknown_platform(platform)
+
+
+def _unknown_platform(name: str) -> UserError:
+    known = ", ".join(platforms())
+    return user_error(Diag.UNKNOWN_TARGET, kind="platform", name=name, known=known)
 
 
 def platforms() -> list[str]:
@@ -219,9 +187,3 @@ def option_names() -> tuple[str, ...]:
     """Keywords of :func:`compile`."""
     kinds = inspect.signature(compile).parameters.values()
     return tuple(p.name for p in kinds if p.kind is inspect.Parameter.KEYWORD_ONLY)
-
-
-__all__ = [
-    "DEFAULT_PLATFORM", "Backend", "Compiled", "Direction", "Executable", "ParamInfo", "Program", "compile",
-    "lower_for", "platforms", "resolve_platform",
-]  # fmt: skip

@@ -34,7 +34,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
     ),
     "pypto_models.artifact": ("pypto_models.ir", "pypto_models.target", "pypto_models.errors"),
+    "pypto_models.backend": (
+        "pypto_models.passes", "pypto_models.schedule", "pypto_models.ir", "pypto_models.target",
+    ),
     "pypto_models.compile": (
+        "pypto_models.backend",
         "pypto_models.passes", "pypto_models.schedule", "pypto_models.language", "pypto_models.artifact",
         "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
         "=backends",  # the table, to look a name up; never a backend

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pypto_models.compile import Compiled
+from pypto_models.backend import Compiled, Progress
 
-from .launch import Progress
 from .machine import Machine
 
 

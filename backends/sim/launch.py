@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
+from pypto_models.backend import Progress
 from pypto_models.errors import Diag, user_error
 from pypto_models.ir.expr import Expr, Number, evaluate
 from pypto_models.ir.nodes import Bind, Block, For, If, Region, Scope
 
-Progress: TypeAlias = Callable[[int, int, str], None]
 INTERVAL_S = 0.05  # at most 20 reports per second
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pypto_models.backend import Progress
 from pypto_models.errors import InternalError, PyptoError
 from pypto_models.ir.expr import Expr, Number
 from pypto_models.ir.nodes import Function
@@ -22,7 +23,7 @@ from pypto_models.ir.types import ScalarType
 from .binding import bind, written_tensors
 from .blame import blame
 from .emit import KERNEL, emit
-from .launch import Launcher, Progress, count_blocks
+from .launch import Launcher, count_blocks
 from .memory import View
 
 

@@ -21,8 +21,8 @@ def wide_gate_up(
             xk = pl.slice(x, [32, 64], [0, k * 64])
             gate = pl.matmul_acc(gate, xk, pl.slice(w, [64, 512], [k * 64, 0]), init_cond=k == 0)
             up = pl.matmul_acc(up, xk, pl.slice(w, [64, 512], [k * 64, 512]), init_cond=k == 0)
-        sigmoid = pl.recip(pl.add(pl.exp(pl.neg(gate)), 1.0))
-        y = pl.assemble(y, pl.cast(pl.mul(pl.mul(gate, sigmoid), up), pl.BF16, mode="rint"), [0, n])
+        silu = pl.div(gate, pl.add(pl.exp(pl.neg(gate)), 1.0))
+        y = pl.assemble(y, pl.cast(pl.mul(silu, up), pl.BF16, mode="rint"), [0, n])
     return y
 
 
@@ -39,8 +39,8 @@ def wide_gate_up_split(
             xk = pl.slice(x, [32, 64], [0, k * 64])
             gate = pl.matmul_acc(gate, xk, pl.slice(w, [64, 512], [k * 64, 0]), init_cond=k == 0)
             up = pl.matmul_acc(up, xk, pl.slice(w, [64, 512], [k * 64, 512]), init_cond=k == 0)
-        sigmoid = pl.recip(pl.add(pl.exp(pl.neg(gate)), 1.0))
-        y = pl.assemble(y, pl.cast(pl.mul(pl.mul(gate, sigmoid), up), pl.BF16, mode="rint"), [0, n])
+        silu = pl.div(gate, pl.add(pl.exp(pl.neg(gate)), 1.0))
+        y = pl.assemble(y, pl.cast(pl.mul(silu, up), pl.BF16, mode="rint"), [0, n])
     return y
 
 

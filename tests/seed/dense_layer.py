@@ -1,9 +1,11 @@
-"""A dense decode layer as kernel engineers write it for a scratchpad chip; the yardstick of the compiler.
+"""A dense decode layer as it is written for a scratchpad chip: the yardstick of language, passes and simulator.
 
-One step of Qwen3-14B, batch 16: RMSNorm, q/k/v projections, per-head norms, RoPE and the paged KV write,
-attention, output projection, MLP, final norm and LM head, in sixteen regions.  Everything about it is plain
-and padded: 16 rows whatever the batch, one K loop per projection with its first step peeled, attention that
-leaves a partial per KV page and a second region that merges them.
+One step of Qwen3-14B at batch 16: RMSNorm, q/k/v projections, per-head norms, RoPE and the paged KV write,
+attention, output projection, MLP, final norm and LM head, in sixteen regions with the structure, sizes and
+tiles of pypto-lib's decode layer (its pull request 387).  It is plain and padded: 16 rows whatever the batch,
+one K loop per projection with its first step peeled, attention that leaves a partial per KV page and a
+second region that merges them.  Two things are stricter here: the rows below the batch are zeroed on entry,
+so that nothing reads memory that was never written, and the caches are declared InOut.
 
 Weights are [K, N], layers stacked by rows; the LM head is [V, K].  Row of the caches:
 (page * KV_HEADS + head) * PAGE + offset, below the pages of earlier layers.  The sizes are constants of the
@@ -50,8 +52,10 @@ LAYER_INTER_ROWS = pl.dynamic("LAYER_INTER_ROWS")
 
 # ---------------------------------------------------------------------------------------------- shared parts
 @pl.jit.inline
-def rms_rows(x: pl.Tensor, weight: pl.Tensor, row: pl.Scalar[pl.INDEX], width: pl.Scalar[pl.INDEX], out: pl.Tensor):
-    """`out` = RMSNorm of the BATCH rows of `x`, times row `row` of `weight`; two passes over tiles of `width`."""
+def rms_rows(
+    x: pl.Tensor, weight: pl.Tensor, row: pl.Scalar[pl.INDEX], width: pl.Scalar[pl.INDEX], out: pl.Tensor
+):
+    """`out` = RMSNorm of the BATCH rows of `x`, times row `row` of `weight`, in two passes over tiles."""
     total = pl.full([1, BATCH], dtype=pl.FP32, value=0.0)
     for kb in pl.range(HIDDEN // width):
         part = pl.cast(pl.slice(x, [BATCH, width], [0, kb * width]), target_type=pl.FP32)
@@ -68,7 +72,14 @@ def rms_rows(x: pl.Tensor, weight: pl.Tensor, row: pl.Scalar[pl.INDEX], width: p
 
 
 @pl.jit.inline
-def k_step(acc: pl.Tensor, x: pl.Tensor, w: pl.Tensor, row0: pl.Scalar[pl.INDEX], k0: pl.Scalar[pl.INDEX], n0: pl.Scalar[pl.INDEX]):
+def k_step(
+    acc: pl.Tensor,
+    x: pl.Tensor,
+    w: pl.Tensor,
+    row0: pl.Scalar[pl.INDEX],
+    k0: pl.Scalar[pl.INDEX],
+    n0: pl.Scalar[pl.INDEX],
+):
     """`acc` += `x`[:, k0:] @ `w`[row0 + k0:, n0:], one tile; the step at 0 gives `acc` its value."""
     xk = pl.slice(x, [BATCH, K_TILE], [0, k0])
     wk = pl.slice(w, [K_TILE, N_TILE], [row0 + k0, n0])
@@ -260,9 +271,7 @@ def decode_layer(
         attn_out = pl.assemble(attn_out, flat, [os_b, h * GROUP * HEAD_DIM])
 
     resid1_tile = pl.create_tensor([BATCH, HIDDEN], dtype=pl.FP32)
-    for nb in pl.spmd(
-        HIDDEN // N_TILE, name_hint="out_proj", optimizations=[pl.split(pl.SplitMode.UP_DOWN)]
-    ):
+    for nb in pl.spmd(HIDDEN // N_TILE, name_hint="out_proj", optimizations=[pl.split(pl.SplitMode.UP_DOWN)]):
         n0 = nb * N_TILE
         o_acc = pl.create_tensor([BATCH, N_TILE], dtype=pl.FP32)
         for kb in pl.range(HEADS * HEAD_DIM // K_TILE):
@@ -423,19 +432,20 @@ def two_dense_layers(
     lm_head_weight: pl.Tensor[[VOCAB, HIDDEN], ELEM],
     out: pl.Out[pl.Tensor[[USER_BATCH, VOCAB], pl.FP32]],
 ):
-    """Two layers of stacked weights that hand one buffer back and forth, the final norm and the LM head."""
+    """Two layers of stacked weights, the final norm and the LM head."""
     current_hidden = pl.create_tensor([BATCH, HIDDEN], dtype=ELEM)
+    middle_hidden = pl.create_tensor([BATCH, HIDDEN], dtype=ELEM)
     next_hidden = pl.create_tensor([BATCH, HIDDEN], dtype=ELEM)
     current_hidden = copy_hidden(hidden_states, current_hidden)
-    next_hidden = decode_layer(
+    current_hidden = decode_layer(
         current_hidden, input_rms_weight, wq, wk, wv, q_norm_weight, k_norm_weight, seq_lens, block_table,
         slot_mapping, rope_cos, rope_sin, k_cache, v_cache, wo, post_rms_weight, w_gate, w_up, w_down,
-        next_hidden, 0,
+        middle_hidden, 0,
     )  # fmt: skip
     current_hidden = decode_layer(
-        next_hidden, input_rms_weight, wq, wk, wv, q_norm_weight, k_norm_weight, seq_lens, block_table,
+        current_hidden, input_rms_weight, wq, wk, wv, q_norm_weight, k_norm_weight, seq_lens, block_table,
         slot_mapping, rope_cos, rope_sin, k_cache, v_cache, wo, post_rms_weight, w_gate, w_up, w_down,
-        current_hidden, 1,
+        next_hidden, 1,
     )  # fmt: skip
     out = rms_lm_head(current_hidden, final_norm_weight, lm_head_weight, seq_lens, out)
     return out

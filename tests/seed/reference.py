@@ -1,8 +1,8 @@
 """The dense decode layer of `dense_layer.py` in torch, one row and one head at a time, and inputs for it.
 
-Equations: Qwen3 (arXiv:2505.09388).  Rounding to the element type happens where the kernel stores in it: after
-each norm, to q, k and v, to the softmax weights (before they are summed), to the attention output, to the
-activation and to the output of a layer.  All else is fp32.
+Equations: Qwen3 (arXiv:2505.09388).  Rounding to the element type happens where the kernel casts to it: after
+the norms of rows, to q, k and v, to the softmax weights (before they are summed), to the attention output, to
+the activation and to the output of a layer.  All else is fp32.
 """
 
 from __future__ import annotations
