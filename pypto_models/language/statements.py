@@ -77,6 +77,8 @@ def _placed(ctx: Context, value: Any, wanted: types.TileAnnotation) -> Any:
     new = Var(value.name, value.type.with_(space=wanted.space, split=wanted.split), value.span)
     ctx.block[-1] = replace(last, results=tuple(new if v is value else v for v in last.results))
     ctx.rebind(value, new)
+    if value in ctx.placeholders:
+        ctx.placeholders.add(new)
     return new
 
 

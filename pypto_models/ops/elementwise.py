@@ -51,7 +51,13 @@ def _compute(fn: Callable[..., torch.Tensor], dtype: torch.dtype, *xs: Any) -> t
 
 
 def _unary(
-    name: str, doc: str, fn: Unary, integers: bool = False, low: float = -2.0, in_place: bool = True, **extra: Any
+    name: str,
+    doc: str,
+    fn: Unary,
+    integers: bool = False,
+    low: float = -2.0,
+    in_place: bool = True,
+    **extra: Any,
 ) -> OpDef:
     def infer(x: Expr, *_: Any) -> TileType:
         (require_number if integers else require_float)(name, tile_type(x))

@@ -1,4 +1,4 @@
-"""Rounding in exact rational arithmetic; it knows a float format by a few numbers and no bit of torch's code."""
+"""Rounding in exact rational arithmetic; it knows a float format by a few numbers only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dense decode layer as it is written for a scratchpad chip: the yardstick of language, passes and simulator.
+"""A dense decode layer as it is written for a scratchpad chip: the yardstick of language, passes, simulator.
 
 One step of Qwen3-14B at batch 16: RMSNorm, q/k/v projections, per-head norms, RoPE and the paged KV write,
 attention, output projection, MLP, final norm and LM head, in sixteen regions with the structure, sizes and

@@ -1,5 +1,4 @@
-"""The dense decode layer: it compiles and fits at full size, runs right when small, and its known ways to break
-are caught by name."""
+"""The dense decode layer: it fits at full size, runs right when small, and breaks in known ways by name."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ SMALL = Sizes(
 )  # fmt: skip
 REAL_TILES = Sizes(
     hidden=512, heads=10, kv_heads=2, head_dim=128, intermediate=512, vocab=128, page=128, max_pages=3,
-    k_tile=256, n_tile=256, final_tile=128, head_k=128, head_n=64,
+    k_tile=256, n_tile=256, final_tile=128, head_k=128, head_n=64, dtype=torch.bfloat16,
 )  # fmt: skip
 
 # Batches of 1 to 16, contexts that end inside of a page, at its end and after one token
@@ -67,7 +66,6 @@ def step(program: Program, sizes: Sizes, lens: list[int]) -> tuple[Tensors, Tens
 
 
 # ------------------------------------------------------------------------------------------- full size
-ALL = "parallel", "spmd"
 REGIONS = [  # name, unit, split, launched as, blocks
     ("copy_hidden", "vec", "NONE", "parallel", 1),
     ("rmsnorm", "vec", "NONE", "parallel", 1),
@@ -88,8 +86,8 @@ REGIONS = [  # name, unit, split, launched as, blocks
 ]
 
 
-def full_size(kernel: Kernel, target: str = "a2a3", **changed: int) -> Compiled:
-    """The layer at full size after all passes, verified after each."""
+def full_size(kernel: Kernel, target: str = "a2a3", changed: dict[str, int] | None = None) -> Compiled:
+    """The layer at full size after all passes, verified after each; ``changed`` are other constants."""
     return lower_for(kernel, (), load_target(target), changed, check=True)
 
 
@@ -127,11 +125,14 @@ def test_the_layer_has_no_hazard() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ values
-def compare(got: Tensors, want: Tensors, **tolerance: float) -> None:
+def compare(got: Tensors, want: Tensors, rtol: float, atol: float) -> None:
     """The logits and both caches agree; every other argument is as it was."""
     for name, t in want.items():
-        exact = {"rtol": 0.0, "atol": 0.0} if name not in ("out", "k_cache", "v_cache") else tolerance
-        torch.testing.assert_close(got[name], t, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}", **exact)
+        written = name in ("out", "k_cache", "v_cache")
+        torch.testing.assert_close(
+            got[name], t, rtol=rtol if written else 0.0, atol=atol if written else 0.0, equal_nan=True,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("lens", BATCHES, ids=lambda lens: f"batch{len(lens)}")
@@ -154,7 +155,7 @@ def test_a_step_in_bf16_rounds_where_torch_rounds(lens: list[int]) -> None:
 
 def test_a_step_with_the_tiles_of_the_full_size() -> None:
     got, want = step(program(dense_layer.dense_layer, REAL_TILES), REAL_TILES, [300, 128, 1])
-    compare(got, want, rtol=1e-5, atol=2e-5)
+    compare(got, want, rtol=2**-7, atol=4e-3)
 
 
 # ------------------------------------------------------------------------------------------------ faults
@@ -205,7 +206,7 @@ def run_small(module: ModuleType, lens: list[int]) -> tuple[Tensors, Tensors]:
         ("act = pl.mul(pl.mul(gate, sigmoid), up)", "act = pl.mul(gate, up)"),
         ("total = pl.add(d_acc,", "total = pl.sub(d_acc,"),
     ],
-    ids=["no-attention", "half-context", "no-mask", "no-merge-weight", "rope-sign", "no-silu", "residual-sign"],
+    ids=["no-attention", "half-context", "no-mask", "no-rescale", "rope-sign", "no-silu", "residual-sign"],
 )  # fmt: skip
 def test_the_comparison_sees_a_wrong_layer(plant: Planter, change: tuple[str, str]) -> None:
     got, want = run_small(plant(change), [64, 1, 16, 17, 33])
@@ -288,16 +289,29 @@ def test_weight_tiles_too_large_for_l1(plant: Planter) -> None:
         r"a2a3 has 524288"
     )
     with pytest.raises(UserError, match=rf"{where}.*{message}") as caught:
-        full_size(module.dense_layer, K_TILE=512)
+        full_size(module.dense_layer, changed={"K_TILE": 512})
     assert caught.value.diag is Diag.BUDGET
 
 
+def test_pages_of_256_tokens_fit() -> None:
+    """A K or V tile then fills all of L0B; cut along the contraction, two pieces alternate there."""
+    compiled = full_size(dense_layer.dense_layer, changed={"PAGE": 256})
+    (planned,) = (r for r in compiled.plan.regions if r.name == "fa_fused")
+    assert planned.spaces[Mem.Right].limit == 256 * 128 * 2
+    assert planned.spaces[Mem.Right].peak == 256 * 128 * 2 // 2
+
+
 SPLIT = "optimizations=[pl.split(pl.SplitMode.UP_DOWN)]"
-UNSPLIT_BYTES = {  # Vec of one lane at tiles [16, N]: a ring of two fp32 slots, and what is live beside it
+UNSPLIT_BYTES = {  # of Vec for each element of a tile: a ring of two fp32 slots, and what is live beside it
     "out_proj": 2 * 4 + 2 + 4,  # the residual in bf16 and in fp32
-    "gate_up_silu": 2 * 4 + 4 + 4,  # recip reads its operand while it writes
+    "gate_up_silu": 2 * 4 + 4 + 4,  # operand and result of recip, which does not work in place
     "down_proj": 2 * 4 + 4,  # the residual
-}  # fmt: skip
+}
+
+
+def vec_peak(compiled: Compiled, region: str) -> int:
+    (planned,) = (r for r in compiled.plan.regions if r.name == region)
+    return planned.spaces[Mem.Vec].peak
 
 
 def unsplit(plant: Planter, region: str, more: str = "") -> ModuleType:
@@ -306,12 +320,12 @@ def unsplit(plant: Planter, region: str, more: str = "") -> ModuleType:
 
 @pytest.mark.parametrize("region", UNSPLIT_BYTES)
 def test_wide_tiles_fit_only_with_up_down(plant: Planter, region: str) -> None:
-    """Tiles [16, 1024] need more than the 184 KiB of a vector lane, and half of that if the rows are divided."""
+    """Tiles [16, 1024] need more than the 184 KiB of a vector lane, and half of that if rows are divided."""
     wide = {"N_TILE": 1024, "K_TILE": 64}
     need = UNSPLIT_BYTES[region] * 16 * 1024
     fits = {
         r.name: r.spaces[Mem.Vec]
-        for r in full_size(dense_layer.dense_layer, **wide).plan.regions
+        for r in full_size(dense_layer.dense_layer, changed=wide).plan.regions
         if Mem.Vec in r.spaces
     }
     assert (fits[region].peak, fits[region].limit) == (need // 2, 188416)
@@ -321,7 +335,7 @@ def test_wide_tiles_fit_only_with_up_down(plant: Planter, region: str) -> None:
         rf"each vector lane then needs {need // 2} bytes"
     )
     with pytest.raises(UserError, match=message) as caught:
-        full_size(unsplit(plant, region).dense_layer, **wide)
+        full_size(unsplit(plant, region).dense_layer, changed=wide)
     assert caught.value.diag is Diag.BUDGET
     assert Path(caught.value.span.file).name == "planted.py"
 
@@ -329,13 +343,11 @@ def test_wide_tiles_fit_only_with_up_down(plant: Planter, region: str) -> None:
 @pytest.mark.parametrize("slots", [2, 8])
 @pytest.mark.parametrize("region", UNSPLIT_BYTES)
 def test_the_tiles_of_the_layer_fit_with_and_without_up_down(plant: Planter, region: str, slots: int) -> None:
-    """At [16, 256] no region needs the split, even with the ring of 8 slots that was the rule when it was written.
+    """At [16, 256] no region needs the split, even with a ring of 8 slots.
 
-    That compiler also gave each lane of an unsplit region tiles of its own, which later versions share
-    (pypto pull requests 1554 and 2378).
+    8 were the default when the layer was written, and the lanes of an unsplit region had tiles of their own,
+    so that the split was needed; both have changed since (pypto pull requests 2378 and 1554).
     """
     more = f", optimizations=[pl.cross_core_slot(slot_num={slots})]"
     compiled = full_size(unsplit(plant, region, more).dense_layer)
-    (planned,) = (r for r in compiled.plan.regions if r.name == region)
-    ring = (slots - 2) * 4
-    assert planned.spaces[Mem.Vec].peak == (UNSPLIT_BYTES[region] + ring) * 16 * 256
+    assert vec_peak(compiled, region) == (UNSPLIT_BYTES[region] + (slots - 2) * 4) * 16 * 256
