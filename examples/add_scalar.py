@@ -1,6 +1,6 @@
 """The first kernel: add a scalar to a matrix, one row block per task.
 
-    python examples/add_scalar.py
+python examples/add_scalar.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A matrix product with a K loop: the accumulator stays on chip, the weights stream.
 
-    python examples/gemm.py
+python examples/gemm.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A mixed region: the product on the cube unit, cast and residual on two vector lanes that split the rows.
 
-    python examples/gemm_residual.py
+python examples/gemm_residual.py
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ def main() -> int:
     parser.add_argument("-p", "--platform", default="a2a3sim", help="such as a2a3sim (default) or h200sim")
     options = parser.parse_args()
     result = run_jit(
-        gemm_residual, SPECS, golden_fn=golden, rtol=2**-8, atol=1e-6, runtime_cfg={"platform": options.platform}
+        gemm_residual,
+        SPECS,
+        golden_fn=golden,
+        rtol=2**-8,
+        atol=1e-6,
+        runtime_cfg={"platform": options.platform},
     )
     if result.error:
         print(result.error)

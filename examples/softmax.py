@@ -1,6 +1,6 @@
 """Softmax over rows of run-time number and length: a dynamic batch, a valid rectangle, row reductions.
 
-    python examples/softmax.py --rows 37
+python examples/softmax.py --rows 37
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ def _unsupported(names: Mapping[str, Any], file: str) -> list[UserError]:
                 at = node.decorator_list[0]
                 span = Span(file, at.lineno, at.col_offset, at.end_lineno or 0, at.end_col_offset or 0)
                 found.append(
-                    UserError(Diag.UNSUPPORTED, span, {"name": str(value), "why": value.why, "fix": value.fix})
+                    UserError(
+                        Diag.UNSUPPORTED, span, {"name": str(value), "why": value.why, "fix": value.fix}
+                    )
                 )
     return found
 

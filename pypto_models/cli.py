@@ -54,12 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("file", type=Path, help="a Python file with @pl.jit kernels")
     check.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
     check.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="replace an integer or float constant"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace an integer or float constant",
     )
     check.add_argument("--json", action="store_true", help="print JSON instead of tables")
     check.set_defaults(run=_check)
 
-    targets = commands.add_parser("targets", help="list targets and backends, and what is usable on this machine")
+    targets = commands.add_parser(
+        "targets", help="list targets and backends, and what is usable on this machine"
+    )
     targets.add_argument("--json", action="store_true", help="print JSON instead of a table")
     targets.set_defaults(run=_targets)
 

@@ -1,7 +1,7 @@
 """The compile driver: language -> IR -> passes -> task graph and memory plan -> backend.
 
-    program = compile(kernel, *example_args, platform="a2a3sim")
-    program(*args)
+program = compile(kernel, *example_args, platform="a2a3sim")
+program(*args)
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import inspect
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,15 @@ def compile(
     constants: Mapping[str, Any] | None = None,
     dump_passes: str | Path | None = None,
     check: bool = False,
+    backend_options: Mapping[str, Any] | None = None,
 ) -> Program:
     """Compile a ``@pl.jit`` kernel for a platform.
 
     ``args`` are example arguments (tensors, numbers) for shapes that the annotations leave open.
     ``platform`` is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by
     name before parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs
-    the verifier between the passes.
+    the verifier between the passes.  ``backend_options`` are the backend's own: the simulator takes
+    ``schedule="random"`` and ``seed``.
 
     Raises UserError with the place and the fix for mistakes in the kernel or in the arguments.
     """
@@ -95,7 +97,16 @@ def compile(
     compiled = lower_for(kernel, args, target, constants, check)
     if dump_passes is not None:
         dump(compiled, Path(dump_passes))
-    return Program(compiled, backend.build(compiled))
+    return Program(compiled, backend.build(compiled, **(backend_options or {})))
+
+
+def compile_function(
+    function: Function, platform: str = DEFAULT_PLATFORM, backend_options: Mapping[str, Any] | None = None
+) -> Program:
+    """As :func:`compile`, for the IR of a kernel as the front end gives it (or a rewrite of that)."""
+    target, backend = resolve_platform(platform)
+    compiled = lower_function(function, target)
+    return Program(compiled, backend.build(compiled, **(backend_options or {})))
 
 
 def lower_for(
@@ -108,18 +119,24 @@ def lower_for(
     """Everything up to the backend: the function after all passes, its task graph and its memory plan."""
     started = time.perf_counter()
     lowered = elaborate(kernel, args, dict(constants or {}))
-    stages = list(run_passes(lowered.function, target, check))
-    function = stages[-1][1]
-    graph = build(function, target)
-    memory = plan(function, target)
-    warnings = list(lowered.warnings)
-    if not memory.checked:
-        warnings.append(memory.note)
+    compiled = lower_function(lowered.function, target, check)
+    seconds = time.perf_counter() - started
+    return replace(compiled, warnings=(*lowered.warnings, *compiled.warnings), seconds=seconds)
+
+
+def lower_function(function: Function, target: Target, check: bool = False) -> Compiled:
+    """The passes, the task graph, the region domains and the memory plan of a function."""
+    started = time.perf_counter()
+    stages = list(run_passes(function, target, check))
+    final = stages[-1][1]
+    graph = build(final, target)
+    memory = plan(final, target)
+    warnings = [] if memory.checked else [memory.note]
     warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
     domains = region_domains(graph)
     seconds = time.perf_counter() - started
     return Compiled(
-        kernel.name, function, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds
+        function.name, final, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds
     )
 
 

@@ -98,9 +98,22 @@ class Diag(Enum):
         "axis {axis} of the valid rectangle of {name!r} depends on {what}, unknown outside of its region",
         "pl.fillpad the tile before the region ends, or compute the extent before the region",
     )
+    # --- hazards
+    RACE = (
+        "{first} and {second} of {scope} touch {tensor}{index}, and nothing orders them",
+        "give each its own part of {tensor}, or end the region in between",
+    )
+    HAZARD = (
+        "{kind} hazard: {second} touches {tensor}{index} after {first}, and {target} does not order them",
+        "pass the task id of {first} in deps=, or use another tensor",
+    )
     # --- targets, tiling, arguments
     UNKNOWN_TARGET = ("unknown {kind} {name!r}", "known: {known}")
     TILING = ("{file}: {why}", "{fix}")
+    NO_FIGURE = (
+        "{target} has no figure {name!r}, which the cost model needs",
+        "measure it and write it under figures: in the target's file, or under assumed: a round number",
+    )
     ARGUMENT = ("argument {name!r}: {why}", "{fix}")
     # --- simulation
     UNINITIALISED = ("{op} reads {tensor}{index}, which was never written", "{fix}")

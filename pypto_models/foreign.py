@@ -47,14 +47,18 @@ def load_module(path: Path) -> ModuleType:
         raise UserError(Diag.SYNTAX, Span(str(path), 0), {"what": "a missing file", "fix": "check the path"})
     spec = importlib.util.spec_from_file_location(f"checked_{path.stem}", path)
     if spec is None or spec.loader is None:
-        raise UserError(Diag.SYNTAX, Span(str(path), 0), {"what": "this kind of file", "fix": "give a .py file"})
+        raise UserError(
+            Diag.SYNTAX, Span(str(path), 0), {"what": "this kind of file", "fix": "give a .py file"}
+        )
     module = importlib.util.module_from_spec(spec)
     with _mapped(path.parent):
         try:
             spec.loader.exec_module(module)
         except SyntaxError as error:
             span = Span(str(path), error.lineno or 1, max(0, (error.offset or 1) - 1))
-            raise UserError(Diag.SYNTAX, span, {"what": error.msg, "fix": "mend the Python syntax"}) from error
+            raise UserError(
+                Diag.SYNTAX, span, {"what": error.msg, "fix": "mend the Python syntax"}
+            ) from error
         except UserError:
             raise
         except Exception as error:  # whatever the user's module raises is the user's finding

@@ -47,7 +47,7 @@ class Fractal:
 
 @dataclass(frozen=True)
 class Figures:
-    """Measured or published figures for cost models; None where no source gives one.  Units in the names."""
+    """Measured, published or assumed figures for cost models, None where absent.  Units are in the names."""
 
     nominal_bytes_per_s: float | None = None  # global memory, data sheet
     read_bytes_per_s: float | None = None  # global memory, best measured read
@@ -57,6 +57,13 @@ class Figures:
     transfer_bytes: int | None = None  # transfers with shorter contiguous runs are slow
     grid_barrier_s: float | None = None
     fp32_mma_passes: int | None = None  # passes of an fp32 product, where a half-precision one takes one
+    cube_flops_per_cycle: float | None = None  # of one core, half-precision operands
+    vector_elements_per_cycle: float | None = None  # of one vector lane, any elementwise op
+    l2_bytes_per_s: float | None = None  # what is read again, all cores together
+    core_bytes_per_s: float | None = None  # the most that one transfer of one core draws
+    load_latency_s: float | None = None  # from the last byte of a load to its use
+    launch_s: float | None = None  # from the end of what a task waits for to its first block
+    short_transfer_share: float | None = None  # of the bandwidth, where runs are below transfer_bytes
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Target:
       memory (``gm``) or on chip.  Either way the consumer's side holds ``slots`` slots, or more on demand.
     * ``tile_align_bytes``: rows of a Vec tile are multiples of it.  ``fractal``: so are matmul operands.
     * ``orders``: the conflicts between tasks (RAW, WAW, WAR) that the run time turns into dependencies.
+    * ``assumed`` names the ``figures`` that no source gives: round numbers for estimates.
     """
 
     name: str
@@ -85,6 +93,7 @@ class Target:
     tile_align_bytes: int | None = None
     arch: str | None = None  # what a compiler for the target calls it
     figures: Figures = Figures()
+    assumed: frozenset[str] = frozenset()
 
     @property
     def is_scratchpad(self) -> bool:
@@ -138,8 +147,10 @@ def _target(data: dict[str, Any]) -> Target:
     values["handoff"] = _one_of("handoff", data["handoff"], HANDOFFS)
     if "fractal" in data:
         values["fractal"] = Fractal(**data["fractal"])
-    if "figures" in data:
-        values["figures"] = Figures(**data["figures"])
+    figures, assumed = data.get("figures", {}), data.get("assumed", {})
+    if twice := sorted(set(figures) & set(assumed)):
+        raise ValueError(f"{twice} are both figures and assumed")
+    values["figures"], values["assumed"] = Figures(**figures, **assumed), frozenset(assumed)
     return Target(**values)
 
 

@@ -12,7 +12,7 @@ from pypto_models import cli
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-FOREIGN = '''
+FOREIGN = """
 import pypto.language as pl
 import pypto.language.distributed as pld
 from config import N
@@ -45,7 +45,7 @@ def bad(x: pl.Tensor[[16, N], pl.FP32], y: pl.Out[pl.Tensor[[16, N], pl.FP32]]):
         b = pl.frobnicate(x)
         c = pl.cast(x, pl.BF16, rounding="rint")
         y[:, :] = pl.add(x, 1.0)
-'''
+"""
 
 
 @pytest.fixture
@@ -119,7 +119,11 @@ def test_check_reports_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert cli.main(["check", str(path), "--set", "N=8192", "--json"]) == 1
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert finding["code"] == "budget"
-    assert "524288 bytes" in finding["message"] and "Vec" in finding["message"] and "188416" in finding["message"]
+    assert (
+        "524288 bytes" in finding["message"]
+        and "Vec" in finding["message"]
+        and "188416" in finding["message"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,9 @@ def test_check_reports_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("import nothing_of_that_name\n", "import fails"),
     ],
 )
-def test_check_of_an_odd_file(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_an_odd_file(
+    text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "odd.py"
     path.write_text(text)
     assert cli.main(["check", str(path)]) == 1

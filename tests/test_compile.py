@@ -49,7 +49,10 @@ def test_a_program_runs_and_knows_its_parameters() -> None:
     x, y = torch.randn(32, 64), torch.empty(32, 64)
     program(x, y)
     assert torch.equal(y, x * 2)
-    assert [(p.name, p.kind, p.direction) for p in program.params] == [("x", "tensor", "in"), ("y", "tensor", "out")]
+    assert [(p.name, p.kind, p.direction) for p in program.params] == [
+        ("x", "tensor", "in"),
+        ("y", "tensor", "out"),
+    ]
     assert program.written == {"y"}
     assert program.warnings == ()
 

@@ -54,7 +54,9 @@ def plan(region: str) -> str:
     lines = [f"{'space':<6} {'offset':>7} {'bytes':>7} {'buffers':>7}  tile"]
     for mem, space in found.spaces.items():
         for b in space.buffers:
-            lines.append(f"{mem.name:<6} {b.offset:>7} {b.bytes:>7} {b.count:>7}  {b.name} {list(b.shape)} {b.dtype}")
+            lines.append(
+                f"{mem.name:<6} {b.offset:>7} {b.bytes:>7} {b.count:>7}  {b.name} {list(b.shape)} {b.dtype}"
+            )
         lines.append(f"{mem.name:<6} peak {space.peak} of {space.limit} bytes")
     return "\n".join(lines)
 
@@ -73,7 +75,9 @@ def domain(region: str) -> str:
 def snippet(name: str) -> str:
     """A snippet's source and, as fenced text of its own, what it prints."""
     file = SNIPPETS / f"{name}.py"
-    run = subprocess.run([sys.executable, file.name], cwd=SNIPPETS, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, file.name], cwd=SNIPPETS, capture_output=True, text=True, check=True
+    )
     printed = run.stdout.replace(f"{SNIPPETS}/", "")
     return f"{file.read_text().rstrip()}\n```\n```text\n{printed}"
 

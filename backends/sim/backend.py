@@ -29,5 +29,6 @@ class SimBackend:
         """Why the backend cannot run on this machine; None, since it always can."""
         return None
 
-    def build(self, compiled: Compiled) -> Simulation:
-        return Simulation(Machine(compiled.function))
+    def build(self, compiled: Compiled, schedule: str = "program", seed: int = 0) -> Simulation:
+        """``schedule="random"`` runs blocks and independent regions in an order drawn from ``seed``."""
+        return Simulation(Machine(compiled.function, compiled.graph, schedule, seed))

@@ -103,6 +103,11 @@ def _check_tensor(
     for axis, (dim, extent) in enumerate(zip(t.shape, given.shape, strict=True)):
         if not isinstance(dim, DimVar):
             continue
+        if extent == 0:
+            raise _wrong(
+                function, p.name, f"axis {axis} ({dim.name}) has no element: {shown}",
+                "a run-time extent is at least 1; do not launch for an empty batch",
+            )  # fmt: skip
         if dims.setdefault(dim, extent) != extent:
             raise _wrong(
                 function, p.name, f"axis {axis} is {dim.name} = {dims[dim]} by {owner[dim]!r}, got {shown}",

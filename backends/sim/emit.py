@@ -20,13 +20,26 @@ import keyword
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from pypto_models.errors import Diag, InternalError, user_error
 from pypto_models.ir.expr import Binary, Const, DimVar, Expr, Unary, Var
-from pypto_models.ir.nodes import Arg, Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
+from pypto_models.ir.nodes import (
+    Arg,
+    Bind,
+    Block,
+    For,
+    Function,
+    If,
+    Let,
+    LoopKind,
+    Region,
+    Return,
+    Scope,
+    Stmt,
+)
 from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ops import REGISTRY, memory
 from pypto_models.ops.registry import OpDef
@@ -64,9 +77,12 @@ _RESERVED = (
 )  # fmt: skip
 
 
-def emit(function: Function) -> Program:
-    """The program of a function, before or after any pass."""
-    return _Emitter(function).program()
+def emit(function: Function, suspects: Mapping[Var, frozenset[Var]] | None = None) -> Program:
+    """The program of a function, before or after any pass.
+
+    ``suspects`` gives, for a parallel loop variable, the tensors that its iterations may share.
+    """
+    return _Emitter(function, suspects or {}).program()
 
 
 @dataclass
@@ -83,8 +99,9 @@ class _Def:
 
 
 class _Emitter:
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, suspects: Mapping[Var, frozenset[Var]]) -> None:
         self.function = function
+        self.suspects = suspects
         self.namespace: dict[str, object] = {
             "create": create, "split_tile": split_tile, "join_tile": join_tile,
         }  # fmt: skip
@@ -290,7 +307,12 @@ class _Emitter:
         bounds = ", ".join(self.scalar(x) for x in (s.start, s.stop, s.step))
         self.assign(*self.all_lanes((c.param, c.init) for c in s.carried), s)
         (var,) = self.define(s.var)
-        self.line(f"for {var} in range({bounds}):", s)
+        trips = f"range({bounds})"
+        if s.kind is LoopKind.PARALLEL:
+            label = f"the parallel loop on line {s.span.line}"
+            tensors = frozenset(t.name for t in self.suspects.get(s.var, ()))
+            trips = f"launch.parallel({trips}, {label!r}, {self.constant(tensors, 'suspects')})"
+        self.line(f"for {var} in {trips}:", s)
         outer, self.out.loops = self.out.loops, (*self.out.loops, s)
         with self.indented():
             self.block(s.body)

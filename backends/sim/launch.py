@@ -1,12 +1,15 @@
 """Launching regions: the one place that orders tasks and their blocks, and that counts them.
 
-Today's order is program order: a region runs when the orchestration reaches it, its blocks from 0 up.
+Blocks run from 0 up, or in a random order if there is one to draw from; a region runs when the orchestration
+reaches it.  With a watch, every grid and every parallel loop is a scope whose members must not meet.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 from pypto_models.backend import Progress
@@ -14,16 +17,34 @@ from pypto_models.errors import Diag, user_error
 from pypto_models.ir.expr import Expr, Number, evaluate
 from pypto_models.ir.nodes import Bind, Block, For, If, Region, Scope
 
+from .memory import View
+from . import watch as watching
+from .watch import Watch
+
 INTERVAL_S = 0.05  # at most 20 reports per second
+
+
+@dataclass(frozen=True)
+class RegionFacts:
+    """What a launch knows of its region: its name, its place in the task graph, the tensors to watch."""
+
+    label: str
+    task: int = -1
+    suspects: frozenset[str] = frozenset()
 
 
 class Launcher:
     """Called by the program as ``launch(region, count, *inputs)``; ``count`` is None for a single task."""
 
     def __init__(
-        self, labels: Mapping[str, str], known: Mapping[str, int], progress: Progress | None
+        self,
+        regions: Mapping[str, RegionFacts],
+        known: Mapping[str, int],
+        progress: Progress | None,
+        watch: Watch | None = None,
+        rng: Random | None = None,
     ) -> None:
-        self.labels = labels
+        self.regions = regions
         self.known = known  # blocks that were counted before the run, by region
         self.total = sum(known.values())
         self.done = 0
@@ -31,30 +52,59 @@ class Launcher:
         self.progress = progress
         self.label = ""
         self.reported = -INTERVAL_S
+        self.watch = watch
+        self.rng = rng
 
-    def order(self, count: int) -> Iterable[int]:
-        """The order of the blocks of one region."""
-        return range(count)
+    def order(self, members: Sequence[int]) -> Sequence[int]:
+        """The order of the blocks of one region, or of the iterations of one parallel loop."""
+        return members if self.rng is None else self.rng.sample(members, len(members))
 
     def __call__(self, body: Callable[..., Any], count: int | None, *inputs: object) -> Any:
-        name = body.__name__
+        facts = self.regions[body.__name__]
         blocks = 1 if count is None else count
         if blocks < 0:
             raise user_error(
                 Diag.ARITHMETIC, op="pl.spmd", why=f"the number of blocks is {blocks}",
                 fix="keep it at 0 or more: pl.max(n, 0)",
             )  # fmt: skip
-        if name not in self.known:
+        if body.__name__ not in self.known:
             self.total += blocks
         self.tasks += 1
+        if self.watch is None:
+            return self._blocks(body, blocks, facts.label, inputs)
+        self.watch.task, self.watch.launch = facts.task, self.tasks
+        self.watch.open(watching.Scope(f"region {facts.label!r}", "block", facts.suspects))
+        followed = {v.buffer for v in inputs if isinstance(v, View) and self.watch.follows(v.buffer)}
+        for buffer in followed:
+            buffer.watch = self.watch
+        results = self._blocks(body, blocks, facts.label, inputs)
+        for buffer in followed:
+            buffer.watch = None
+        self.watch.close()
+        return results
+
+    def _blocks(self, body: Callable[..., Any], blocks: int, label: str, inputs: tuple[object, ...]) -> Any:
         results = None
-        for block in self.order(blocks):
+        for block in self.order(range(blocks)):
+            if self.watch is not None:
+                self.watch.members[-1] = block
             results = body(block, *inputs)
             self.done += 1
             if self.progress is not None and time.perf_counter() - self.reported >= INTERVAL_S:
-                self.label = self.labels[name]
+                self.label = label
                 self.report()
         return results
+
+    def parallel(self, members: range, label: str, suspects: frozenset[str]) -> Iterator[int]:
+        """The iterations of a parallel loop."""
+        if self.watch is not None:
+            self.watch.open(watching.Scope(label, "iteration", suspects))
+        for i in self.order(members):
+            if self.watch is not None:
+                self.watch.members[-1] = i
+            yield i
+        if self.watch is not None:
+            self.watch.close()
 
     def report(self) -> None:
         """Tell the caller where the run is; also called once at its end."""
@@ -116,5 +166,3 @@ def count_blocks(body: Block, names: Mapping[int, str], values: Mapping[Expr, Nu
 
     visit(body, 1)
     return counts
-
-

@@ -2,14 +2,15 @@
 
     simulate(fn, {"x": x, "out": out})        # mutates Out and InOut tensors
 
-Every op runs through its OpDef reference.  The result is that of any legal schedule: blocks and tasks run one
-by one in program order (:mod:`.launch`), memory checks itself (:mod:`.memory`), and a failure is turned into
-an error at the user's line (:mod:`.blame`).
+Every op runs through its OpDef reference.  Blocks and tasks run one by one, in program order or in a random
+legal one (:mod:`.launch`, :mod:`.order`), memory checks itself (:mod:`.memory`), unordered accesses that
+meet are found (:mod:`.watch`), and a failure is turned into an error at the user's line (:mod:`.blame`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Any
 
 import torch
@@ -17,25 +18,44 @@ import torch
 from pypto_models.backend import Progress
 from pypto_models.errors import InternalError, PyptoError
 from pypto_models.ir.expr import Expr, Number
-from pypto_models.ir.nodes import Function
+from pypto_models.ir.graph import TaskGraph
+from pypto_models.ir.nodes import Function, Region
 from pypto_models.ir.types import ScalarType
+from pypto_models.passes.grid import suspects
 
 from .binding import bind, written_tensors
 from .blame import blame
 from .emit import KERNEL, emit
-from .launch import Launcher, count_blocks
+from .launch import Launcher, RegionFacts, count_blocks
 from .memory import View
+from .order import shuffled
+from .watch import Watch
+
+SCHEDULES = ("program", "random")
 
 
 class Machine:
     """A compiled function; :meth:`run` may be called any number of times."""
 
-    def __init__(self, function: Function) -> None:
+    def __init__(
+        self, function: Function, graph: TaskGraph | None = None, schedule: str = "program", seed: int = 0
+    ) -> None:
+        """``graph`` is the task graph of ``function``: with it, races and hazards are watched for.
+
+        ``schedule="random"`` runs blocks and independent regions in an order drawn from ``seed``.
+        """
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {schedule!r}; use one of {', '.join(SCHEDULES)}")
+        self.graph = graph
+        self.seed = seed if schedule == "random" else None
+        self.suspects = suspects(graph) if graph is not None else {}
+        if graph is not None and schedule == "random":
+            function = shuffled(function, graph, seed)
         self.function = function
-        self.program = emit(function)
+        self.program = emit(function, self.suspects)
         self.filename = f"<simulation of {function.name}>"
         self.written = written_tensors(function)
-        self.labels = {name: region.name for name, region in self.program.regions.items()}
+        self.regions = {name: self._facts(region) for name, region in self.program.regions.items()}
         namespace = dict(self.program.namespace)
         exec(compile(self.program.text, self.filename, "exec"), namespace)
         self.kernel: Callable[..., Any] = namespace[KERNEL]  # type: ignore[assignment]
@@ -55,7 +75,11 @@ class Machine:
             if isinstance(p.var.type, ScalarType) and not isinstance(value, View):
                 values[p.var] = value
         known = count_blocks(self.function.body, self.program.region_names, values)
-        launch = Launcher(self.labels, known, progress)
+        watch = None
+        if self.graph is not None:
+            watch = Watch(self.program, self.filename, self.graph.target, self.graph.hazards)
+        rng = None if self.seed is None else Random(self.seed)
+        launch = Launcher(self.regions, known, progress, watch, rng)
         # Extents that no region reads have no name in the program
         dims = {self.program.names[d][0]: n for d, n in binding.dims.items() if d in self.program.names}
         failure: PyptoError | None = None
@@ -72,6 +96,13 @@ class Machine:
             raise failure.with_traceback(None) from cause
         launch.report()
         return tuple(self._returned(r, binding.values, args) for r in results or ())
+
+    def _facts(self, region: Region) -> RegionFacts:
+        if self.graph is None:
+            return RegionFacts(region.name)
+        task = next(t.index for t in self.graph.tasks if t.region is region)
+        tensors = self.suspects.get(region.block, frozenset()) if region.block is not None else frozenset()
+        return RegionFacts(region.name, task, frozenset(t.name for t in tensors))
 
     def _returned(self, value: Any, bound: tuple[View | Number, ...], args: Mapping[str, Any]) -> Any:
         """A returned tensor: the caller's own where it is an argument as a whole, else a copy."""

@@ -11,11 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Protocol
 
 import torch
 
 from pypto_models.errors import Diag, UserError, user_error
 from pypto_models.ops.value import Extents, first_false
+
+
+class Watcher(Protocol):
+    """Told of accesses as strided boxes of a buffer; ``effect`` is read, write or atomic."""
+
+    def note(
+        self, buffer: Buffer, effect: str, start: int, extents: Extents, strides: Extents
+    ) -> None: ...
 
 
 class Buffer:
@@ -25,7 +34,7 @@ class Buffer:
     that every element is defined.
     """
 
-    __slots__ = ("name", "data", "shape", "stable", "complete", "base", "_mask", "_recount")
+    __slots__ = ("name", "data", "shape", "stable", "complete", "base", "watch", "_mask", "_recount")
 
     def __init__(self, name: str, data: torch.Tensor, *, defined: bool, stable: bool = False) -> None:
         self.name = name
@@ -34,6 +43,7 @@ class Buffer:
         self.stable = stable
         self.complete = defined or data.numel() == 0
         self.base = int(data.storage_offset())
+        self.watch: Watcher | None = None  # told of every access while one is set
         self._mask: torch.Tensor | None = None
         self._recount = data.numel()  # elements that stores must still bring before counting again can pay
         if not defined:
@@ -104,6 +114,8 @@ class View:
                 return self._nothing("reads", offsets, extents)
             at += offset * stride
         buffer = self.buffer
+        if buffer.watch is not None:
+            buffer.watch.note(buffer, "read", at, extents, self.strides)
         box = buffer.data.as_strided(extents, self.strides, at)
         if buffer.stable:
             return box
@@ -120,6 +132,8 @@ class View:
                 return
             at += offset * stride
         buffer = self.buffer
+        if buffer.watch is not None:
+            buffer.watch.note(buffer, "atomic" if atomic else "write", at, extents, self.strides)
         box = buffer.data.as_strided(extents, self.strides, at)
         if atomic:
             if not buffer.complete:

@@ -135,9 +135,7 @@ def attention(
             begin = (run - first) * run_pages
             end = pl.min(begin + run_pages, pages)
             q_row = pl.cast(pl.read(cu_q, [seq]), pl.INDEX) * Q_HEADS + head * GROUP
-            m, total, acc = attend_run(
-                q, k_cache, v_cache, block_table, seq, q_row, head, begin, end, tokens
-            )
+            m, total, acc = attend_run(q, k_cache, v_cache, block_table, seq, q_row, head, begin, end, tokens)
             if pages <= run_pages:
                 done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
                 pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [q_row, 0])

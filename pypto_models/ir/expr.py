@@ -40,7 +40,7 @@ class Const(Expr):
 
 @dataclass(frozen=True)
 class DimVar(Expr):
-    """A run-time extent of a parameter: ``pl.dynamic(name)``.  At least 0, fixed for one launch."""
+    """A run-time extent of a parameter: ``pl.dynamic(name)``.  At least 1, fixed for one launch."""
 
     name: str
 

@@ -55,21 +55,30 @@ from .kernel import Kernel, jit
 from .names import UNSUPPORTED, UNSUPPORTED_SYSTEM
 
 MemorySpace = Mem
-TaskId = Scalar[TASK_ID]
+TaskId: Any = Scalar.__class_getitem__(TASK_ID)
 auto_chunk = AutoChunk()
+ND, NZ = TensorLayout.ND, TensorLayout.NZ
 
 
 def _members(namespace: str) -> dict[str, Any]:
     return {o.spelling: OpMarker(o.spelling, namespace) for o in REGISTRY if namespace in o.namespaces}
 
 
+def _unsupported(namespace: str) -> dict[str, Any]:
+    return {n: Unsupported(n, namespace, why, fix) for n, (why, fix) in UNSUPPORTED.items()}
+
+
 _TOP: dict[str, Any] = {
-    **{n: Unsupported(n, "", why, fix) for n, (why, fix) in UNSUPPORTED.items()},
+    **_unsupported(""),
     **_members(""),
     **{n: Construct(n) for n in (*LOOPS, *REGIONS, *SCOPES)},
     **{n: Intrinsic(n) for n in INTRINSICS},
-    "tensor": Namespace("tensor", {**_members("tensor"), "dim": Intrinsic("dim", "tensor")}),
-    "tile": Namespace("tile", {**_members("tile"), "get_block_idx": Intrinsic("get_block_idx", "tile")}),
+    "tensor": Namespace(
+        "tensor", {**_unsupported("tensor"), **_members("tensor"), "dim": Intrinsic("dim", "tensor")}
+    ),
+    "tile": Namespace(
+        "tile", {**_unsupported("tile"), **_members("tile"), "get_block_idx": Intrinsic("get_block_idx", "tile")}
+    ),
     "array": Namespace("array", _members("array")),
     "system": Namespace(
         "system",
@@ -92,8 +101,9 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
-    "BF16", "BOOL", "FP8E4M3FN", "FP8E5M2", "FP8E8M0", "FP16", "FP32", "INDEX", "INT8", "INT16", "INT32", "INT64",
-    "RUNTIME", "TASK_ID", "UINT8", "UINT16", "UINT32", "UINT64", "Array", "AtomicType", "InOut", "Kernel", "Level",
-    "Lowered", "Marker", "Mem", "MemorySpace", "Out", "PadValue", "Role", "Scalar", "SplitMode", "TaskId", "Tensor",
-    "TensorLayout", "Tile", "auto_chunk", "cross_core_slot", "dynamic", "elaborate", "jit", "lower", "parse", "split",
+    "BF16", "BOOL", "FP16", "FP32", "FP8E4M3FN", "FP8E5M2", "FP8E8M0", "INDEX", "INT16", "INT32", "INT64",
+    "INT8", "ND", "NZ", "RUNTIME", "TASK_ID", "UINT16", "UINT32", "UINT64", "UINT8", "Array", "AtomicType",
+    "InOut", "Kernel", "Level", "Lowered", "Marker", "Mem", "MemorySpace", "Out", "PadValue", "Role",
+    "Scalar", "SplitMode", "TaskId", "Tensor", "TensorLayout", "Tile", "auto_chunk", "cross_core_slot",
+    "dynamic", "elaborate", "jit", "lower", "parse", "split",
 ]  # fmt: skip

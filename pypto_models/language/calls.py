@@ -92,7 +92,7 @@ def _call_marker(
     ctx: Context, fn: OpMarker, args: list[Any], keywords: dict[str, Any], node: ast.Call, hint: str
 ) -> Any:
     """An operation; ``pl.cast``, ``pl.add`` and their kin on scalars are scalar arithmetic."""
-    x = args[0] if args else keywords.get("x")
+    x = args[0] if args else keywords.get("x", keywords.get("input"))
     if fn.name == "cast" and is_scalar(x):
         return _cast_scalar(ctx, x, args, keywords, node)
     if fn.name in _SCALAR_OPS and len(args) == 2 and not keywords and all(is_scalar(a) for a in args):
@@ -102,7 +102,7 @@ def _call_marker(
 
 
 def _cast_scalar(ctx: Context, x: Expr, args: list[Any], keywords: dict[str, Any], node: ast.Call) -> Expr:
-    known_keywords(ctx, node, "pl.cast", keywords, ("x", "target_type", "mode"))
+    known_keywords(ctx, node, "pl.cast", keywords, ("x", "input", "target_type", "mode"))
     to = args[1] if len(args) > 1 else keywords.get("target_type")
     if not isinstance(to, DType) or to.kind == "task":
         why = "missing target_type" if to is None else f"target_type is {show(to)}"

@@ -143,4 +143,4 @@ def cross_core_slot(slot_num: int) -> Slots:
 LOOPS = ("range", "parallel", "pipeline", "unroll")
 REGIONS = ("at", "spmd")
 SCOPES = ("scope", "manual_scope")
-INTRINSICS = ("min", "max", "const", "get_block_idx")
+INTRINSICS = ("min", "max", "const", "dim", "get_block_idx")

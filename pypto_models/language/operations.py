@@ -63,7 +63,8 @@ def _choose(
 def _first(op_def: OpDef, args: list[Any], keywords: dict[str, Any]) -> Any:
     if args:
         return args[0]
-    return keywords.get(op_def.params[0].name) if op_def.params else None
+    names = (op_def.params[0].name, *op_def.params[0].synonyms) if op_def.params else ()
+    return next((keywords[n] for n in names if n in keywords), None)
 
 
 def _misplaced(ctx: Context, marker: OpMarker, node: ast.AST) -> UserError:
@@ -87,8 +88,9 @@ def bind(
     places = _places(node, args)
     given: dict[str, Any] = {p.name: a for p, a in zip(params, args, strict=False)}
     where = {p.name: place for p, place in zip(params, places, strict=False)}
-    for key, value in keywords.items():
-        place = keyword_place(node, key)
+    renamed = {other: p.name for p in params for other in p.synonyms}
+    for spelled, value in keywords.items():
+        place, key = keyword_place(node, spelled), renamed.get(spelled, spelled)
         if key not in op_def.param_names:
             known = ", ".join(op_def.param_names) or "nothing"
             error = ctx.error(Diag.UNKNOWN_KEYWORD, place, op=name, keyword=key, known=known)

@@ -33,7 +33,7 @@ from .value import TileValue, promoted, torch_dtype
 Unary = Callable[[torch.Tensor], torch.Tensor]
 BinaryFn = Callable[[torch.Tensor, Any], torch.Tensor]
 
-X = OpParam("x", Kind.TILE)
+X = OpParam("x", Kind.TILE, synonyms=("input",))
 LHS = OpParam("lhs", Kind.TILE)
 
 
@@ -254,7 +254,7 @@ CAST = op(
 )  # fmt: skip
 
 FILLPAD = op(
-    "fillpad", X, OpParam("pad_value", Kind.PAD, "zero"),
+    "fillpad", OpParam("x", Kind.TILE, synonyms=("value",)), OpParam("pad_value", Kind.PAD, "zero"),
     doc="Fill the elements outside of the valid rectangle with ``pad_value`` (pl.PadValue.zero, min, max, or "
     "0 and +-inf); the result is valid everywhere.  min and max are the finite limits of the type.",
     infer=_fillpad_infer, reference=_fillpad_reference, cost=elements_cost, inplace=("x",),

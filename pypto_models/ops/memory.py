@@ -165,13 +165,13 @@ def _reshape_split(axis: int, let: Let) -> str | None:
 
 _SHAPE_ONLY = OpParam("shape", Kind.INDEX)
 VIEW_RESHAPE = op(
-    "view_reshape", OpParam("t", Kind.TENSOR), _SHAPE_ONLY, spelling="reshape",
+    "view_reshape", OpParam("t", Kind.TENSOR, synonyms=("input",)), _SHAPE_ONLY, spelling="reshape",
     doc="A tensor with other extents, row-major, no data moves.", infer=_view_reshape_infer, unit=Unit.NONE,
     reference=_view_reshape_reference, accepts=lambda first, inside: isinstance(first, TensorType),
     outside=True, alias="t",
 )  # fmt: skip
 RESHAPE = op(
-    "reshape", OpParam("x", Kind.TILE), _SHAPE_ONLY, doc="A tile with other extents, row-major, zero copy.",
+    "reshape", OpParam("x", Kind.TILE, synonyms=("input",)), _SHAPE_ONLY, doc="A tile with other extents, row-major, zero copy.",
     infer=_reshape_infer, reference=_reshape_reference, accepts=accepts(True, TileType), split=_reshape_split,
     alias="x",
     samples=(
@@ -208,7 +208,7 @@ def _validshape_reference(x: TileValue, rows: int, cols: int) -> TileValue:
 
 
 SET_VALIDSHAPE = op(
-    "set_validshape", OpParam("x", Kind.TILE), OpParam("rows", Kind.SCALAR), OpParam("cols", Kind.SCALAR),
+    "set_validshape", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("rows", Kind.SCALAR), OpParam("cols", Kind.SCALAR),
     doc="Shrink the valid rectangle to [rows, cols]; no data moves.", infer=_validshape_infer,
     unit=Unit.NONE, reference=_validshape_reference, alias="x",
     samples=(Sample((T((16, 32), FP32), 5, 17)),),
@@ -238,7 +238,7 @@ def _transpose_split(axis: int, let: Let) -> str | None:
 
 
 TRANSPOSE = op(
-    "transpose", OpParam("x", Kind.TILE), OpParam("axis1", Kind.SCALAR), OpParam("axis2", Kind.SCALAR),
+    "transpose", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("axis1", Kind.SCALAR), OpParam("axis2", Kind.SCALAR),
     doc="Exchange the two axes of a tile.", infer=_transpose_infer, reference=_transpose_reference,
     split=_transpose_split,
     samples=(Sample((T((16, 32), FP32), 0, 1)), Sample((T((16, 32), BF16, (5, 9)), 0, 1))),
@@ -255,7 +255,7 @@ def _move_reference(x: TileValue, target_memory: Mem) -> TileValue:
 
 
 MOVE = op(
-    "move", OpParam("x", Kind.TILE), OpParam("target_memory", Kind.MEM),
+    "move", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("target_memory", Kind.MEM),
     doc="Move a tile to another memory space; values stay.  The compiler inserts these between the cube and "
     "the vector part of a mixed region.", infer=_move_infer, unit=Unit.NONE, reference=_move_reference,
     samples=(Sample((T((16, 32), FP32), Mem.Vec)),),

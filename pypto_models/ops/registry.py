@@ -49,6 +49,7 @@ class OpParam:
     kind: Kind
     default: Any = REQUIRED
     choices: tuple[Any, ...] = ()
+    synonyms: tuple[str, ...] = ()  # other keywords for it
 
     @property
     def required(self) -> bool:

@@ -93,7 +93,8 @@ def _unwrapped(n: torch.Tensor, source: torch.dtype) -> torch.Tensor:
 
 
 def _to_power_of_two(x: torch.Tensor, mode: str) -> torch.Tensor:
-    mantissa, exponent = torch.frexp(x.double())
+    x = x.double()
+    mantissa, exponent = torch.frexp(x)
     code, part = exponent + 126, mantissa * 2  # x = part * 2**(code - 127), part in [1, 2)
     if mode in ("floor", "trunc"):
         up = torch.zeros_like(part, dtype=torch.bool)

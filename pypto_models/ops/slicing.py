@@ -210,13 +210,13 @@ def _whole_on_axis(name: str) -> Any:
 
 
 VIEW = op(
-    "view", OpParam("t", Kind.TENSOR), *_SLICE, spelling="slice",
+    "view", OpParam("t", Kind.TENSOR, synonyms=("input",)), *_SLICE, spelling="slice",
     doc="Outside of a region: a view of a tensor, no data moves.",
     infer=_view_infer, unit=Unit.NONE, reference=_view_reference, accepts=accepts(False, TensorType),
     outside=True, alias="t",
 )  # fmt: skip
 LOAD = op(
-    "load", OpParam("t", Kind.TENSOR), *_SLICE, spelling="slice",
+    "load", OpParam("t", Kind.TENSOR, synonyms=("input",)), *_SLICE, spelling="slice",
     doc="Inside a region: load the box of ``shape`` at ``offset`` into a tile.  ``valid_shape`` marks the "
     "live rectangle; the rest is undefined until pl.fillpad (``pad_value`` fills at once).  An access that "
     "is provably out of bounds is an error unless ``clamp`` cuts the valid rectangle at the tensor's end.  "
@@ -225,13 +225,14 @@ LOAD = op(
     accepts=accepts(True, TensorType),
 )  # fmt: skip
 EXTRACT = op(
-    "extract", OpParam("t", Kind.TILE), *_SLICE, spelling="slice",
+    "extract", OpParam("t", Kind.TILE, synonyms=("input",)), *_SLICE, spelling="slice",
     doc="Of a tile: the box of ``shape`` at ``offset``, as a new tile; what is valid of it stays valid.",
     infer=_extract_infer, reference=_extract_reference, accepts=accepts(True, TileType),
     split=_whole_on_axis("slice"),
     samples=(
         Sample((T((16, 32), FP32), (8, 16), (8, 16))),
         Sample((T((16, 32), BF16, (10, 32)), (8, 16), (8, 0))),
+        Sample((T((16, 32), FP32), (8, 32), (4, 0))),
     ),
 )  # fmt: skip
 
@@ -343,6 +344,7 @@ INSERT = op(
     samples=(
         Sample((T((16, 32), FP32), T((8, 16), FP32), (8, 16))),
         Sample((T((16, 32), FP32), T((8, 16), FP32, (3, 5)), (2, 7))),
+        Sample((T((16, 32), FP32), T((16, 8), FP32), (0, 16))),
     ),
 )  # fmt: skip
 

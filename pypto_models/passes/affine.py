@@ -98,7 +98,7 @@ def bounds(x: Expr | Affine, ranges: Mapping[Var, Interval]) -> Interval:
     if isinstance(x, Const):
         return (int(x.value), int(x.value)) if x.dtype.is_integer else UNKNOWN
     if isinstance(x, DimVar):
-        return (0, None)
+        return (1, None)
     if isinstance(x, Var):
         return ranges.get(x, UNKNOWN)
     if isinstance(x, Unary):

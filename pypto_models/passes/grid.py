@@ -34,7 +34,7 @@ def _pairs(tasks: list[Task]) -> Iterator[tuple[Access, Access]]:
     """Pairs of accesses to one tensor of which at least one writes, and not both add atomically."""
     accesses = [a for t in tasks for a in (*t.reads, *t.writes) if not a.launch]
     for a, b in combinations_with_replacement(accesses, 2):
-        effects = {a.effect.value, b.effect.value}
+        effects = {a.effect, b.effect}
         if a.tensor is b.tensor and effects - {"read"} and effects != {"atomic"}:
             yield a, b
 

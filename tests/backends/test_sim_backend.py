@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from backends import BACKENDS
-from pypto_models.ir.nodes import Direction, Function
+from pypto_models.compile import lower_function
+from pypto_models.ir.nodes import Direction
 from pypto_models.ir.types import FP32, TensorType
+from pypto_models.target import load_target
 
 from .build import Builder
-
-
-@dataclass(frozen=True)
-class _Compiled:
-    function: Function
 
 
 def test_the_simulator_is_in_the_table_and_builds_an_executable() -> None:
@@ -29,6 +24,7 @@ def test_the_simulator_is_in_the_table_and_builds_an_executable() -> None:
     assert sim.unusable() is None
     seen: list[tuple[int, int, str]] = []
     args = {"x": torch.ones(8, 16), "out": torch.zeros(8, 16)}
-    sim.build(_Compiled(b.function()))(args, progress=lambda *report: seen.append(report))
+    compiled = lower_function(b.function(), load_target("h200"))
+    sim.build(compiled)(args, progress=lambda *report: seen.append(report))
     assert torch.equal(args["out"], -torch.ones(8, 16))
     assert seen[-1] == (1, 1, "negate")

@@ -10,6 +10,7 @@ import torch
 
 import pypto_models.language as pl
 from backends.sim import Machine, simulate
+from pypto_models.errors import UserError
 from pypto_models.language import lower
 
 ROWS = pl.dynamic("ROWS")
@@ -62,11 +63,16 @@ def softmax(x: pl.Tensor[[ROWS, 64], pl.FP32], out: pl.Out[pl.Tensor[[ROWS, 64],
             out[r : r + 1, :] = scratch[r : r + 1, :]
 
 
-@pytest.mark.parametrize("rows", [0, 1, 8, 13])
+@pytest.mark.parametrize("rows", [1, 8, 13])
 def test_run_time_rows_and_a_partly_valid_last_tile(rows: int) -> None:
     x, out = randn(rows, 64), torch.empty(rows, 64)
     run(softmax, x=x, out=out)
     torch.testing.assert_close(out, x.softmax(1), rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_time_extent_is_at_least_one() -> None:
+    with pytest.raises(UserError, match=r"argument 'x': axis 0 \(ROWS\) has no element"):
+        run(softmax, x=randn(0, 64), out=torch.empty(0, 64))
 
 
 @pl.jit

@@ -17,6 +17,8 @@ from pypto_models.ir.printer import format_function
 from pypto_models.ir.rewrite import walk
 from pypto_models.ir.verify import verify
 
+OUT_ROWS = pl.dynamic("OUT")
+
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

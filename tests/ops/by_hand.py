@@ -24,7 +24,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Case:
-    """``make()`` gives the arguments and the contents of the tensors that the kernel changes, by parameter."""
+    """``make()`` gives the arguments, and by parameter what the tensors hold that the kernel changes."""
 
     kernel: pl.Kernel
     ops: tuple[str, ...]
@@ -37,6 +37,10 @@ class Case:
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randint(most: int, *shape: int) -> torch.Tensor:
+    return torch.randint(-most, most + 1, shape, generator=torch.Generator().manual_seed(shape[0]))
 
 
 # ------------------------------------------------------------------------------------------ views, boxes
@@ -86,7 +90,7 @@ def boxes_of_a_tensor_made() -> Any:
     x, y, n = randn(20, 32), randn(4, 16, 32, seed=1), 7
     outs = [torch.empty(16, 32) for _ in range(4)] + [torch.empty(8, 32)]
     a = exact(x)
-    clamped, padded, infinite = np.full((16, 32), -LARGEST), np.full((16, 32), LARGEST), np.full((16, 32), INF)
+    clamped, padded, infinite = (np.full((16, 32), pad) for pad in (-LARGEST, LARGEST, INF))
     clamped[:13] = a[7:]
     padded[:7, :20] = a[12:19, 4:24]
     infinite[:3, :9] = a[7:10, :9]
@@ -181,9 +185,35 @@ def accumulators(
 
 
 def accumulators_made() -> Any:
-    a, b = (torch.randint(-8, 9, s, generator=torch.Generator().manual_seed(2)) for s in ((16, 64), (64, 32)))
+    a, b = randint(8, 16, 64), randint(8, 64, 32)
     want = {"fresh": exact(a @ b).astype(float), "started": np.full((16, 32), 1.5)}
     return [a.bfloat16(), b.bfloat16(), torch.empty(16, 32), torch.empty(16, 32)], want
+
+
+@pl.jit
+def chained_products(
+    a: pl.Tensor[[32, 16], pl.FP32],
+    b: pl.Tensor[[48, 32], pl.FP32],
+    c: pl.Tensor[[16, 32], pl.INT8],
+    d: pl.Tensor[[32, 32], pl.INT8],
+    floats: pl.Out[pl.Tensor[[16, 48], pl.FP32]],
+    integers: pl.Out[pl.Tensor[[16, 32], pl.INT32]],
+):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        y = pl.matmul(a, b, a_trans=True, b_trans=True)
+        y = pl.matmul_acc(y, a, b, a_trans=True, b_trans=True)
+        floats = pl.assemble(floats, y, [0, 0])
+    with pl.at(level=pl.Level.CORE_GROUP):
+        z = pl.matmul(c, d)
+        z = pl.matmul_acc(z, c, d, init_cond=False)
+        integers = pl.assemble(integers, z, [0, 0])
+
+
+def chained_products_made() -> Any:
+    a, b, c, d = randint(8, 32, 16), randint(8, 48, 32), randint(127, 16, 32), randint(127, 32, 32)
+    want = {"floats": exact(2 * a.t() @ b.t()).astype(float), "integers": exact(2 * c @ d)}
+    outs = [torch.empty(16, 48), torch.empty(16, 32, dtype=torch.int32)]
+    return [a.float(), b.float(), c.to(torch.int8), d.to(torch.int8), *outs], want
 
 
 # ------------------------------------------------------------------------------------------ in place
@@ -298,6 +328,7 @@ CASES = (
     Case(only_what_is_valid, ("store",), only_what_is_valid_made),
     Case(atomic_adds, ("create", "store"), atomic_adds_made),
     Case(accumulators, ("create_tile", "matmul_acc"), accumulators_made),
+    Case(chained_products, ("matmul", "matmul_acc"), chained_products_made),
     Case(names_of_one_tile, ("insert", "write_tile", "read_tile"), names_of_one_tile_made),
     Case(scalars, ("read_tensor", "write_tensor"), scalars_made),
     Case(tasks, (*ARRAYS, "task_dummy"), tasks_made),

@@ -96,7 +96,7 @@ def torch_type(d: DType) -> torch.dtype:
 
 
 def inputs(sample: Sample, seed: int = 0) -> list[torch.Tensor]:
-    """Tensors for the sample's tiles.  What lies outside of the valid rectangle is there, and must not matter."""
+    """Tensors for the sample's tiles, random outside of the valid rectangle too, where nothing may matter."""
     generator = torch.Generator().manual_seed(seed)
     return [random(t, generator) for t in sample.args if isinstance(t, T)]
 

@@ -86,7 +86,7 @@ def test_equal_forms_are_equal_objects() -> None:
 def test_bounds_of_the_unknown() -> None:
     free = Var("s", SCALAR)
     assert bounds(free, {}) == (None, None)
-    assert bounds(N, {}) == (0, None)
+    assert bounds(N, {}) == (1, None)
     assert bounds(binary("%", free, index(8)), {}) == (0, 7)
     assert bounds(binary("min", free, index(8)), {}) == (None, 8)
     assert bounds(binary("max", binary("-", N, index(4)), index(0)), {}) == (0, None)

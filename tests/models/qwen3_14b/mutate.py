@@ -1,7 +1,7 @@
 """Edits of the layer's IR: find a statement of a region and change what it means.
 
-An edit names a region and the n-th operation of a kind in it, in program order, in the function that the front
-end gives.  The passes then run as for any program, so that a mutant is as legal as the layer itself.
+An edit names a region and the n-th operation of a kind in it, in program order, in the function that the
+front end gives.  The passes then run as for any program, so that a mutant is as legal as the layer itself.
 """
 
 from __future__ import annotations

@@ -81,9 +81,7 @@ FAULTS = {
         read_as("attention", "block_table", lambda value, index: binary("max", less_one(value), Const(0)))
     ),
     "last run not merged": fault(loop("attention_merge", without_last, "r"), target_runs=SEVERAL_RUNS),
-    "older run not rescaled": fault(
-        bypass("attention_merge", "row_expand_mul", 0), target_runs=SEVERAL_RUNS
-    ),
+    "older run not rescaled": fault(bypass("attention_merge", "row_expand_mul", 0), target_runs=SEVERAL_RUNS),
     "newer run not rescaled": fault(
         bypass("attention_merge", "row_expand_mul", 0, nth=1), target_runs=SEVERAL_RUNS
     ),
@@ -92,15 +90,15 @@ FAULTS = {
     "scores not scaled": fault(bypass("attention", "mul", 0)),
     # KV write; the caches hold stale values where the token belongs
     "K not written": fault(
-        drop_store("rope_kv_write", "k_cache"), drop_store("rope_kv_write", "k_cache"), fails=(*LAYER, "k_cache")
+        drop_store("rope_kv_write", "k_cache"),
+        drop_store("rope_kv_write", "k_cache"),
+        fails=(*LAYER, "k_cache"),
     ),
     "second half of K not written": fault(
         drop_store("rope_kv_write", "k_cache", nth=1), fails=(*LAYER, "k_cache")
     ),
     "V not written": fault(drop_store("rope_kv_write", "v_cache"), fails=(*LAYER, "v_cache")),
-    "wrong slot": fault(
-        scalar("rope_kv_write", "slot", less_one), fails=(*LAYER, "k_cache", "v_cache")
-    ),
+    "wrong slot": fault(scalar("rope_kv_write", "slot", less_one), fails=(*LAYER, "k_cache", "v_cache")),
     # norms and RoPE
     "input norm skipped": fault(*no_norm("input_norm"), fails=(*LAYER, "v_cache")),
     "post norm skipped": fault(*no_norm("post_norm")),
@@ -113,9 +111,7 @@ FAULTS = {
     "RoPE skipped": fault(
         scalar("rope_kv_write", "position", lambda value: Const(0)), fails=(*LAYER, "k_cache")
     ),
-    "RoPE one position late": fault(
-        scalar("rope_kv_write", "position", less_one), fails=(*LAYER, "k_cache")
-    ),
+    "RoPE one position late": fault(scalar("rope_kv_write", "position", less_one), fails=(*LAYER, "k_cache")),
     # MLP
     "SiLU removed": fault(bypass("gate_up_silu", "mul", 0)),
     "gate without its sigmoid's argument": fault(bypass("gate_up_silu", "neg", 0)),
@@ -130,7 +126,7 @@ FAULTS = {
     "K slice of the LM head skipped": Fault(
         (loop("lm_head", without_last, "k"),), fails=("logits",), lm_head="full"
     ),
-}  # fmt: skip
+}
 
 
 def stale(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -223,7 +223,9 @@ def test_what_a_step_must_not_read_is_nan() -> None:
 
 @pytest.mark.parametrize("target_runs", [1, 3, 16, 64, 1000])
 @pytest.mark.parametrize(
-    "lengths", [(128,), (1,), (128, 1, 17, 16, 33, 90), (128,) * 16, (1,) * 16], ids=lambda v: f"{len(v)}x{v[0]}"
+    "lengths",
+    [(128,), (1,), (128, 1, 17, 16, 33, 90), (128,) * 16, (1,) * 16],
+    ids=lambda v: f"{len(v)}x{v[0]}",
 )
 def test_runs_do_not_change_the_result(target_runs: int, lengths: tuple[int, ...]) -> None:
     """From one run per sequence to one run per page."""
@@ -364,7 +366,9 @@ def test_full_size_compiles_without_warnings(platform: str, config: Config) -> N
             assert not program.compiled.plan.checked
 
 
-@pytest.mark.parametrize("lengths", [(4096,), (4096,) * 16, (4096, *(1,) * 15)], ids=lambda v: f"{len(v)}x{v[-1]}")
+@pytest.mark.parametrize(
+    "lengths", [(4096,), (4096,) * 16, (4096, *(1,) * 15)], ids=lambda v: f"{len(v)}x{v[-1]}"
+)
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_attention_fills_the_cores(platform: str, lengths: tuple[int, ...]) -> None:
     """At full size a core gets at least two work items, as far as there are pages for them."""
