@@ -44,6 +44,6 @@ class Backend(Protocol):
 
     def unusable(self) -> str | None: ...
 
-    def build(self, compiled: Compiled, **options: Any) -> Executable:
+    def build(self, compiled: Compiled, *args: Any, **options: Any) -> Executable:
         """``options`` are the backend's own; one that it does not know is a TypeError."""
         ...

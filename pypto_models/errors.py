@@ -99,6 +99,10 @@ class Diag(Enum):
         "pl.fillpad the tile before the region ends, or compute the extent before the region",
     )
     # --- hazards
+    SPLIT_DIFFERS = (
+        "region {region!r} gives another result under SplitMode.{mode}: {tensor}{index} differs",
+        "this is a bug of an op's split rule: use pl.SplitMode.NONE and report it",
+    )
     RACE = (
         "{first} and {second} of {scope} touch {tensor}{index}, and nothing orders them",
         "give each its own part of {tensor}, or end the region in between",

@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .backend import SimBackend
 from .machine import Machine, simulate
+from .splits import check_splits
 
-__all__ = ["Machine", "SimBackend", "simulate"]
+__all__ = ["Machine", "SimBackend", "check_splits", "simulate"]

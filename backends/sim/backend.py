@@ -8,15 +8,19 @@ from typing import Any
 from pypto_models.backend import Compiled, Progress
 
 from .machine import Machine
+from .splits import check_splits
 
 
 class Simulation:
     """A program on the simulator: ``executable(args)`` runs it, mutating Out and InOut tensors."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, splits_of: Compiled | None = None) -> None:
         self.machine = machine
+        self.splits_of = splits_of
 
     def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> tuple[Any, ...]:
+        if self.splits_of is not None:
+            check_splits(self.splits_of, args)
         return self.machine.run(args, progress)
 
 
@@ -29,6 +33,12 @@ class SimBackend:
         """Why the backend cannot run on this machine; None, since it always can."""
         return None
 
-    def build(self, compiled: Compiled, schedule: str = "program", seed: int = 0) -> Simulation:
-        """``schedule="random"`` runs blocks and independent regions in an order drawn from ``seed``."""
-        return Simulation(Machine(compiled.function, compiled.graph, schedule, seed))
+    def build(
+        self, compiled: Compiled, schedule: str = "program", seed: int = 0, check_splits: bool = False
+    ) -> Simulation:
+        """``schedule="random"`` runs blocks and independent regions in an order drawn from ``seed``.
+
+        With ``check_splits`` every region with a split also runs without it, and a difference is an error.
+        """
+        machine = Machine(compiled.function, compiled.graph, schedule, seed)
+        return Simulation(machine, compiled if check_splits else None)

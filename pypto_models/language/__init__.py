@@ -77,7 +77,8 @@ _TOP: dict[str, Any] = {
         "tensor", {**_unsupported("tensor"), **_members("tensor"), "dim": Intrinsic("dim", "tensor")}
     ),
     "tile": Namespace(
-        "tile", {**_unsupported("tile"), **_members("tile"), "get_block_idx": Intrinsic("get_block_idx", "tile")}
+        "tile",
+        {**_unsupported("tile"), **_members("tile"), "get_block_idx": Intrinsic("get_block_idx", "tile")},
     ),
     "array": Namespace("array", _members("array")),
     "system": Namespace(

@@ -13,7 +13,7 @@ from ..errors import Diag, UserError
 from . import arithmetic, calls, lookup, subscripts
 from . import statements as stmts
 from .context import POISON, Context, Poisoned, Rules, Suppressed
-from .inline import inline
+from .inlining import inline
 from .loops import assigned_names, for_
 from .regions import with_
 

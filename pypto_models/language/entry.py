@@ -14,7 +14,7 @@ from ..ir.nodes import Function, Param, Return
 from .context import Context, Frame
 from .effects import check_effects, roots, written_params
 from .elaborate import RULES
-from .inline import body_value
+from .inlining import body_value
 from .joins import drop_dead_joins
 from .kernel import Kernel
 from .parameters import check_constants, parameters

@@ -62,8 +62,9 @@ def attribute(ctx: Context, node: ast.Attribute) -> Any:
     if isinstance(base, ModuleType) and not _is_language(base) and node.attr in ctx.constants:
         return lift(ctx.constants[node.attr])
     holder = isinstance(base, ModuleType | Namespace) or (isinstance(base, type) and issubclass(base, Enum))
-    if holder and hasattr(base, node.attr):
-        return _admit(ctx, node, getattr(base, node.attr))
+    found = getattr(base, node.attr, MISSING) if holder else MISSING
+    if found is not MISSING and not (_is_language(base) and isinstance(found, ModuleType)):
+        return _admit(ctx, node, found)
     raise _unknown_attribute(ctx, base, node)
 
 
@@ -145,7 +146,7 @@ def _is_language(base: Any) -> bool:
 
 def _unknown_attribute(ctx: Context, base: Any, node: ast.Attribute) -> UserError:
     shown, prefix = ast.unparse(node), ast.unparse(node.value)
-    members = [a for a in dir(base) if not a.startswith("_")]
+    members = list(base.members) if isinstance(base, Namespace) else [a for a in dir(base) if a[0] != "_"]
     close = difflib.get_close_matches(node.attr, members, 1)
     if _is_language(base) or isinstance(base, Namespace):
         fix = f"did you mean {prefix}.{close[0]}?" if close else "docs/language.md lists the operations"

@@ -15,13 +15,13 @@ from pathlib import Path
 from ..errors import Span
 
 # ------------------------------------------------------------------------------------------ supported
-_DTYPES = (
-    "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP16 BF16 FP32 FP8E4M3FN FP8E5M2 FP8E8M0 INDEX TASK_ID"
-)
+_DTYPES = "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP16 BF16 FP32 FP8E4M3FN FP8E5M2 FP8E8M0 INDEX TASK_ID"
 _TYPES = "Tensor Tile Scalar Array Out InOut TaskId Mem MemorySpace SplitMode Level Role PadValue AtomicType TensorLayout"
 _UNARY = "neg abs exp log sqrt recip row_sum row_max row_min col_sum col_max col_min"
 _BINARY = "add sub mul div maximum minimum"
-_EXPAND = "row_expand_add row_expand_sub row_expand_mul row_expand_div col_expand_add col_expand_sub col_expand_mul"
+_EXPAND = (
+    "row_expand_add row_expand_sub row_expand_mul row_expand_div col_expand_add col_expand_sub col_expand_mul"
+)
 _AT = "level role optimizations deps no_dep_args dumps allow_early_resolve name_hint windowize"
 _SLICE = "input shape offset valid_shape drop_dims pad_value clamp"
 
@@ -86,11 +86,13 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         ("sort32 mrgsort gather gather_row scatter scatter_update arange ci concat MaskPattern", _LATER,
          "write it with the supported ops, or keep this kernel on pypto"),
         ("row_expand row_expand_max row_expand_min row_expand_expdif col_expand col_expand_max col_expand_min "
-         "col_expand_expdif row_argmax row_argmin row_prod col_argmax col_argmin col_prod expands sum", _LATER, _OPS),
+         "col_expand_expdif row_argmax row_argmin row_prod col_argmax col_argmin col_prod expands sum",
+         _LATER, _OPS),
         ("load store create_tile create_l1 prefetch paged_gather mscatter mgather", _LATER,
          "use pl.slice and pl.assemble, which load and store inside of a region"),
         ("batch_matmul matmul_bias matmul_mx gemv gemv_acc gemv_bias", _LATER, "use pl.matmul on slices"),
-        ("view reinterpret_view transpose_view expand_clone fillpad_expand sel sels relu lrelu prelu cmps", _LATER,
+        ("view reinterpret_view transpose_view expand_clone fillpad_expand sel sels relu lrelu prelu cmps",
+         _LATER,
          _OPS),
         ("sin cos fmod fmods rem rems tri random and_ ands or_ ors xor xors not_ shl shls shr shrs maxs mins addc "
          "addsc subc subsc part_add part_mul part_max part_min", _LATER, _OPS),
@@ -98,7 +100,8 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         ("tpush_to_aiv tpush_to_aic tpop_from_aic tpop_from_aiv tfree_to_aic tfree_to_aiv aic_initialize_pipe "
          "aiv_initialize_pipe reserve_buffer import_peer_buffer ReservedBuffer ImportedBuffer AUTO", _PIPES,
          "write one mixed region"),
-        ("program function inline func_attr FunctionType InlineFunction yield_ incore auto_incore", _OLD_STYLE,
+        ("program function inline func_attr FunctionType InlineFunction yield_ incore auto_incore",
+         _OLD_STYLE,
          "write the kernel as a @pl.jit function"),
         ("submit spmd_submit cluster dump_tag", _LATER, "use pl.at or pl.spmd"),
         ("while_ cond", _LATER, "use pl.range with an `if` in its body"),

@@ -14,7 +14,7 @@ from ..ir.nodes import Direction, Param
 from ..ir.types import DTYPES, INDEX, DType, ScalarType, TensorType
 from . import annotations as types
 from .context import POISON, Context
-from .inline import annotation_value, show_extent
+from .inlining import annotation_value, show_extent
 from .kernel import MISSING, Kernel
 from .lookup import find_global, is_language_member, resolve
 

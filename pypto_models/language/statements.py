@@ -13,7 +13,7 @@ from ..ir.types import ScalarType, SplitMode, TileType
 from . import annotations as types
 from . import subscripts
 from .context import Context
-from .inline import admit, annotation_value
+from .inlining import admit, annotation_value
 from .joins import merge_branches
 from .values import show
 
@@ -94,7 +94,7 @@ def pass_(ctx: Context, node: ast.Pass) -> None:
 
 
 def return_(ctx: Context, node: ast.Return) -> None:
-    """A return anywhere but at the end; the last one is the kernel's value (see :mod:`.inline`)."""
+    """A return anywhere but at the end; the last one is the kernel's value (see :mod:`.inlining`)."""
     raise ctx.error(
         Diag.SYNTAX, node, what="a return before the end", fix="return once, at the end of the kernel"
     )

@@ -267,7 +267,8 @@ FILLPAD = op(
 
 CMP = op(
     "cmp", LHS, OpParam("rhs", Kind.TILE_OR_SCALAR), OpParam("cmp_type", Kind.CHOICE, 0, (0, 1, 2, 3, 4, 5)),
-    doc="Compare elementwise: 0 eq, 1 ne, 2 lt, 3 le, 4 gt, 5 ge.  Gives 0 or 1 in the type of ``lhs``.",
+    doc="Compare elementwise, as ``cmp_type`` says: 0 eq, 1 ne, 2 lt, 3 le, 4 gt, 5 ge.  Gives 0 or 1 in the "
+    "type of ``lhs``.",
     infer=_cmp_infer, reference=_cmp_reference, cost=elements_cost, inplace=("lhs",),
     samples=tuple(
         Sample((T((16, 32), INT32, low=-3, high=3), T((16, 32), INT32, low=-3, high=3)), (("cmp_type", i),))

@@ -153,8 +153,8 @@ MATMUL = op(
 MATMUL_ACC = op(
     "matmul_acc", OpParam("acc", Kind.TILE), _LHS, _RHS, _A_TRANS, _B_TRANS,
     OpParam("init_cond", Kind.SCALAR, None),
-    doc="acc + lhs @ rhs.  acc is fp32 (int32 for integers).  Where ``init_cond`` is true the old acc is "
-    "ignored, so that it needs no initial value.",
+    doc="acc + lhs @ rhs, with ``a_trans`` and ``b_trans`` as in pl.matmul.  acc is fp32 (int32 for "
+    "integers).  Where ``init_cond`` is true the old acc is ignored, so that it needs no initial value.",
     infer=_infer_acc, unit=Unit.CUBE, reference=_reference_acc, cost=_cost, split=_split, inplace=("acc",),
     combine="add",
     samples=(

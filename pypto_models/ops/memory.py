@@ -56,7 +56,8 @@ _CREATE = (
 )
 CREATE = op(
     "create", *_CREATE, spelling="create_tensor",
-    doc="Outside of a region: a tensor in global memory, undefined unless ``init_value`` is given.",
+    doc="Outside of a region: a tensor in global memory, undefined unless ``init_value`` is given.  ``layout`` "
+    "and ``manual_dep`` are hints; results do not change.",
     infer=_create_infer, unit=Unit.NONE, accepts=lambda first, inside: not inside, outside=True,
 )  # fmt: skip
 CREATE_TILE = op(

@@ -64,6 +64,7 @@ def _view_infer(
         not any(smaller(d, 1) for d in dims), Diag.SHAPE, "pl.slice",
         f"the view would be [{', '.join(show_dim(d) for d in dims)}]", "every extent is at least 1",
     )  # fmt: skip
+    check_dropped("slice", dims, drop)
     check_in_bounds("slice", base.shape, offset, dims, SLICE_FIX)
     return TensorType(dropped(dims, drop), base.dtype)
 
@@ -330,8 +331,8 @@ def insert_reference(target: TileValue, source: TileValue, offset: Any, atomic: 
 STORE = op(
     "store", OpParam("target", Kind.TENSOR), *_ASSEMBLE, spelling="assemble",
     doc="Write the valid rectangle of ``source`` into ``target`` at ``offset``, in place, and give "
-    "``target`` back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular order; the "
-    "target must be zeroed before.  Note that ``out = value`` only rebinds a Python name.",
+    "``target`` back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular order; "
+    "the target must be zeroed before.  Note that ``out = value`` only rebinds a Python name.",
     infer=_store_infer, unit=Unit.NONE, reference=_store_reference, access=_store_access, cost=move_cost,
     accepts=accepts(True, TensorType),
 )  # fmt: skip

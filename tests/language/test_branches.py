@@ -33,11 +33,16 @@ def test_the_branch_not_taken_may_hold_anything() -> None:
     fn = lowered(folded)
     assert not ifs(fn) and op_names(fn) == ["load", "exp", "store"]
     assert op_names(lowered(folded, DTYPE=pl.BF16)) == ["load", "exp", "store"]
-    assert (error_of(folded, FUSED=True).code, error_of(folded, DTYPE=pl.FP32).code) == ("undefined", "unknown-op")
+    assert (error_of(folded, FUSED=True).code, error_of(folded, DTYPE=pl.FP32).code) == (
+        "undefined",
+        "unknown-op",
+    )
 
 
 @pl.jit
-def merged(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def merged(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         t = pl.exp(x)
         shift = 0.0
@@ -115,7 +120,9 @@ def test_tensors_merge_too() -> None:
 
 
 @pl.jit
-def aliases(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def aliases(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         a = pl.exp(x)
         b = a
@@ -138,7 +145,9 @@ def test_names_of_one_tile_stay_together() -> None:
 
 # ------------------------------------------------------------------------------------------ mistakes
 @pl.jit
-def one_branch(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def one_branch(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         if n > 0:
             t = pl.exp(x)
@@ -147,7 +156,11 @@ def one_branch(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.
 
 def test_a_name_that_one_branch_binds() -> None:
     error = error_of(one_branch)
-    assert (error.code, marked(error), error.span.line) == ("not-on-every-path", "t", one_branch.span.line + 4)
+    assert (error.code, marked(error), error.span.line) == (
+        "not-on-every-path",
+        "t",
+        one_branch.span.line + 4,
+    )
     assert error.span.file == __file__
     assert error.fix == f"give 't' a value before the if on line {one_branch.span.line + 2}"
     assert str(error).splitlines()[1:3] == [
@@ -158,7 +171,9 @@ def test_a_name_that_one_branch_binds() -> None:
 
 def test_it_is_no_mistake_if_nothing_reads_it() -> None:
     @pl.jit
-    def kernel(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    def kernel(
+        x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+    ):
         with pl.at(level=CORE):
             if n > 0:
                 t = pl.exp(x)
@@ -175,7 +190,10 @@ def test_branches_that_disagree() -> None:
         "    out[:, :] = t"
     )
     assert (error.code, marked(error)) == ("carried-type", "t")
-    assert error.message == "'t' changes its type in this if: a tile [16, 32] FP32 before, a tile [16, 64] FP32 after"
+    assert (
+        error.message
+        == "'t' changes its type in this if: a tile [16, 32] FP32 before, a tile [16, 64] FP32 after"
+    )
 
 
 def test_a_condition_is_a_scalar() -> None:

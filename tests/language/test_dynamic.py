@@ -120,7 +120,9 @@ def test_a_tensor_with_run_time_extents_does_not_fit_on_chip_whole() -> None:
 
 
 def test_a_tile_has_constant_extents() -> None:
-    error = fails("with pl.at(level=CORE):\n    t = pl.full([pl.tensor.dim(r, 0), 64], pl.FP32, 0.0)\n    out[:, :] = x")
+    error = fails(
+        "with pl.at(level=CORE):\n    t = pl.full([pl.tensor.dim(r, 0), 64], pl.FP32, 0.0)\n    out[:, :] = x"
+    )
     assert (error.code, marked(error)) == ("not-constant", "pl.full([pl.tensor.dim(r, 0), 64], pl.FP32, 0.0)")
     assert "valid_shape=" in error.fix
 

@@ -35,18 +35,24 @@ def test_the_whole_text_of_an_error() -> None:
 IN_REGION = [
     # --- names and calls
     ("t = pl.ad(x, y)", "unknown-op", "pl.ad", "unknown operation 'pl.ad'", "did you mean pl.add?"),
-    ("t = pl.tensor.matmull(x, w)", "unknown-op", "pl.tensor.matmull", "'pl.tensor.matmull'", "pl.tensor.matmul?"),
+    ("t = pl.tensor.matmull(x, w)", "unknown-op", "pl.tensor.matmull", "'pl.tensor.matmull'",
+     "pl.tensor.matmul?"),
     ("t = pl.zzz(x)", "unknown-op", "pl.zzz", "'pl.zzz'", "docs/language.md"),
     ("t = pl.exp(xx)", "undefined", "xx", "the name 'xx' is not defined here", "did you mean 'x'?"),
     ("t = pl.exp(q)", "undefined", "q", "the name 'q' is not defined here", "a value first"),
-    ("t = pl.sort32(x, y)", "unsupported", "pl.sort32(x, y)", "pl.sort32 of pypto.language is not supported", "ops"),
-    ("t = pl.tile.load(x, [0, 0], [16, 64])", "unsupported", "pl.tile.load(x, [0, 0], [16, 64])", "pl.tile.load",
+    ("t = pl.sort32(x, y)", "unsupported", "pl.sort32(x, y)",
+     "pl.sort32 of pypto.language is not supported", "ops"),
+    ("t = pl.tile.load(x, [0, 0], [16, 64])", "unsupported", "pl.tile.load(x, [0, 0], [16, 64])",
+     "pl.tile.load",
      "use pl.slice"),
-    ("pl.system.syncall()", "unsupported", "pl.system.syncall()", "a barrier between the blocks", "end the region"),
-    ("t = pl.cast(x, pl.BF16, moed='rint')", "unknown-keyword", "moed='rint'", "pl.cast has no parameter 'moed'",
+    ("pl.system.syncall()", "unsupported", "pl.system.syncall()", "a barrier between the blocks",
+     "end the region"),
+    ("t = pl.cast(x, pl.BF16, moed='rint')", "unknown-keyword", "moed='rint'",
+     "pl.cast has no parameter 'moed'",
      "x, target_type, mode"),
     ("t = pl.add(x)", "bad-call", "pl.add(x)", "missing rhs", "signature: pl.add(lhs, rhs)"),
-    ("t = pl.add(x, y, x)", "bad-call", "pl.add(x, y, x)", "3 arguments, it takes at most 2", "pl.add(lhs, rhs)"),
+    ("t = pl.add(x, y, x)", "bad-call", "pl.add(x, y, x)", "3 arguments, it takes at most 2",
+     "pl.add(lhs, rhs)"),
     ("t = pl.add(x, y, lhs=x)", "bad-call", "lhs=x", "'lhs' is given twice", "pl.add(lhs, rhs)"),
     ("t = pl.slice([16, 64], [0, 0])", "bad-argument", "pl.slice([16, 64], [0, 0])",
      "the first argument is a list of 2", "a tensor or a tile"),
@@ -60,48 +66,68 @@ IN_REGION = [
      "pl.col_expand_mul(lhs, rhs)"),
     ("t = pl.sub(x, w)", "shape", "pl.sub(x, w)", "the shapes differ", "need one shape"),
     ("t = x + w", "shape", "x + w", "the shapes differ", "need one shape"),
-    ("t = pl.matmul(x, y)", "shape", "pl.matmul(x, y)", "lhs [16, 64] FP32 gives K = 64, rhs [16, 64] FP32 gives K = 16",
+    ("t = pl.matmul(x, y)", "shape", "pl.matmul(x, y)",
+     "lhs [16, 64] FP32 gives K = 64, rhs [16, 64] FP32 gives K = 16",
      "pass b_trans=True"),
-    ("t = pl.matmul(x, w, b_trans=True)", "shape", "pl.matmul(x, w, b_trans=True)", "gives K = 32", "b_trans=False"),
+    ("t = pl.matmul(x, w, b_trans=True)", "shape", "pl.matmul(x, w, b_trans=True)", "gives K = 32",
+     "b_trans=False"),
     ("t = pl.matmul(x, w[0:32, :])", "shape", "pl.matmul(x, w[0:32, :])", "gives K = 32", "one K extent"),
     ("t = pl.matmul_acc(y, x, w)", "shape", "pl.matmul_acc(y, x, w)", "the accumulator is [16, 64] FP32",
      "pl.create_tensor([16, 32], pl.FP32)"),
     ("t = pl.row_expand_mul(x, y)", "shape", "pl.row_expand_mul(x, y)", "rhs must be [16, 1]", "pl.reshape"),
-    ("t = pl.reshape(x, [16, 65])", "shape", "pl.reshape(x, [16, 65])", "does not have the elements", "product"),
-    ("t = pl.slice(x, [16], [0, 0])", "shape", "pl.slice(x, [16], [0, 0])", "the shape has 1 entries", "give 2"),
-    ("t = pl.slice(x, [0, 0], [16, 64])", "shape", "pl.slice(x, [0, 0], [16, 64])", "the extent 0 is not positive", "1"),
-    ("t = pl.slice(x, [16, 64], [1, 0])", "out-of-bounds", "pl.slice(x, [16, 64], [1, 0])", "elements 1..17 of axis 0",
+    ("t = pl.reshape(x, [16, 65])", "shape", "pl.reshape(x, [16, 65])", "does not have the elements",
+     "product"),
+    ("t = pl.slice(x, [16], [0, 0])", "shape", "pl.slice(x, [16], [0, 0])", "the shape has 1 entries",
+     "give 2"),
+    ("t = pl.slice(x, [0, 0], [16, 64])", "shape", "pl.slice(x, [0, 0], [16, 64])",
+     "the extent 0 is not positive", "1"),
+    ("t = pl.slice(x, [16, 64], [1, 0])", "out-of-bounds", "pl.slice(x, [16, 64], [1, 0])",
+     "elements 1..17 of axis 0",
      "sizes first, then offsets"),
     ("t = pl.slice(x, [16, 64], [0, 0], valid_shape=[17, 64])", "shape",
-     "pl.slice(x, [16, 64], [0, 0], valid_shape=[17, 64])", "valid_shape is 17 on axis 0", "within the shape"),
-    ("t = pl.set_validshape(x, 17, 64)", "shape", "pl.set_validshape(x, 17, 64)", "17 is more than the 16", "shrink"),
+     "pl.slice(x, [16, 64], [0, 0], valid_shape=[17, 64])", "valid_shape is 17 on axis 0",
+     "within the shape"),
+    ("t = pl.set_validshape(x, 17, 64)", "shape", "pl.set_validshape(x, 17, 64)", "17 is more than the 16",
+     "shrink"),
     ("t = pl.reshape(pl.set_validshape(x, 4, 64), [32, 32])", "shape",
      "pl.reshape(pl.set_validshape(x, 4, 64), [32, 32])", "tear apart", "pl.fillpad it first"),
-    ("t = pl.row_sum(pl.reshape(x, [4, 4, 64]))", "shape", "pl.row_sum(pl.reshape(x, [4, 4, 64]))", "needs two axes",
+    ("t = pl.row_sum(pl.reshape(x, [4, 4, 64]))", "shape", "pl.row_sum(pl.reshape(x, [4, 4, 64]))",
+     "needs two axes",
      "pl.reshape"),
-    ("out = pl.assemble(out, x, [0, 1])", "out-of-bounds", "pl.assemble(out, x, [0, 1])", "elements 1..65 of axis 1",
+    ("out = pl.assemble(out, x, [0, 1])", "out-of-bounds", "pl.assemble(out, x, [0, 1])",
+     "elements 1..65 of axis 1",
      "0"),
     ("out = pl.assemble(out, pl.reshape(x, [1024]), [0, 0])", "shape",
-     "pl.assemble(out, pl.reshape(x, [1024]), [0, 0])", "the target is [16, 64] FP32 and the source [1024] FP32", "rank"),
+     "pl.assemble(out, pl.reshape(x, [1024]), [0, 0])",
+     "the target is [16, 64] FP32 and the source [1024] FP32", "rank"),
     # --- dtypes and other arguments
-    ("t = pl.exp(pl.cast(x, pl.INT32))", "dtype", "pl.exp(pl.cast(x, pl.INT32))", "needs a float tile", "pl.cast"),
-    ("t = pl.add(pl.cast(x, pl.INT32), 1.5)", "dtype", "pl.add(pl.cast(x, pl.INT32), 1.5)", "a float scalar", "pl.cast"),
-    ("t = pl.matmul(x, pl.cast(w, pl.INT8))", "dtype", "pl.matmul(x, pl.cast(w, pl.INT8))", "FP32 and INT8", "float"),
+    ("t = pl.exp(pl.cast(x, pl.INT32))", "dtype", "pl.exp(pl.cast(x, pl.INT32))", "needs a float tile",
+     "pl.cast"),
+    ("t = pl.add(pl.cast(x, pl.INT32), 1.5)", "dtype", "pl.add(pl.cast(x, pl.INT32), 1.5)",
+     "a float scalar", "pl.cast"),
+    ("t = pl.matmul(x, pl.cast(w, pl.INT8))", "dtype", "pl.matmul(x, pl.cast(w, pl.INT8))", "FP32 and INT8",
+     "float"),
     ("out = pl.assemble(out, b, [0, 0])", "dtype", "pl.assemble(out, b, [0, 0])", "FP32 and the source BF16",
      "pl.cast(source, pl.FP32)"),
     ("t = pl.cast(x, 'bf16')", "bad-argument", "'bf16'", "target_type is bf16", "a dtype such as pl.FP32"),
-    ("t = pl.cast(x, pl.BF16, mode='nearest')", "bad-argument", "mode='nearest'", "mode='nearest' is not a choice",
+    ("t = pl.cast(x, pl.BF16, mode='nearest')", "bad-argument", "mode='nearest'",
+     "mode='nearest' is not a choice",
      "'rint'"),
     ("t = pl.fillpad(x, 3)", "bad-argument", "3", "pad_value is 3", "+-inf"),
-    ("t = pl.matmul(x, w, a_trans=n)", "bad-argument", "a_trans=n", "a_trans is a INT32 scalar", "True or False"),
-    ("t = pl.slice(x, [16, n], [0, 0])", "not-constant", "pl.slice(x, [16, n], [0, 0])", "every extent of the tile",
+    ("t = pl.matmul(x, w, a_trans=n)", "bad-argument", "a_trans=n", "a_trans is a INT32 scalar",
+     "True or False"),
+    ("t = pl.slice(x, [16, n], [0, 0])", "not-constant", "pl.slice(x, [16, n], [0, 0])",
+     "every extent of the tile",
      "valid_shape="),
     ("t = pl.slice(x, 16.0, [0, 0])", "bad-argument", "16.0", "shape is 16.0", "integers"),
-    ("t = pl.slice(x, [16, 64], x)", "bad-argument", "x", "offset is the tensor x", "a list such as [16, 128]"),
-    ("t = pl.slice(x, [16, 64], [0, x])", "bad-argument", "[0, x]", "offset is the tensor x", "index scalars"),
+    ("t = pl.slice(x, [16, 64], x)", "bad-argument", "x", "offset is the tensor x",
+     "a list such as [16, 128]"),
+    ("t = pl.slice(x, [16, 64], [0, x])", "bad-argument", "[0, x]", "offset is the tensor x",
+     "index scalars"),
     ("t = pl.full([16, 64], pl.FP32, x)", "bad-argument", "x", "value is the tensor x", "a scalar"),
     ("t = pl.maximum(x, pl.FP32)", "bad-argument", "pl.FP32", "rhs is FP32", "a tile or a scalar"),
-    ("t = pl.transpose(x, 0, 0)", "bad-argument", "pl.transpose(x, 0, 0)", "two different axes", "pl.transpose(x, 0, 1)"),
+    ("t = pl.transpose(x, 0, 0)", "bad-argument", "pl.transpose(x, 0, 0)", "two different axes",
+     "pl.transpose(x, 0, 1)"),
     ("t = pl.move(x, pl.FP32)", "bad-argument", "pl.FP32", "target_memory is FP32", "pl.Mem.Vec"),
     ("t = 1.0 - x", "bad-argument", "1.0 - x", "the operands are 1.0 and the tensor x", "on the right"),
     ("t = x // y", "bad-argument", "x // y", "operator //", "+ - * /"),
@@ -134,7 +160,8 @@ def test_in_a_region(line: str, code: str, place: str, message: str, fix: str) -
 
 @pytest.mark.parametrize(
     "line", ["t = pl.add(x, y)", "t = pl.matmul(x, w)", "t = pl.full([16, 64], pl.FP32, 0.0)", "t = x + y",
-             "out = pl.assemble(out, x, [0, 0])", "out[:, :] = x", "out[0, 0] = 1.0", "pl.write(out, [0, 0], 1.0)"],
+             "out = pl.assemble(out, x, [0, 0])", "out[:, :] = x", "out[0, 0] = 1.0",
+             "pl.write(out, [0, 0], 1.0)"],
 )  # fmt: skip
 def test_computing_outside_of_a_region(line: str) -> None:
     error = fails(f"{line}\nwith pl.at(level=CORE):\n    out[:, :] = x")
@@ -143,7 +170,9 @@ def test_computing_outside_of_a_region(line: str) -> None:
 
 
 def test_a_view_has_no_valid_shape() -> None:
-    error = fails("t = pl.slice(x, [16, 64], [0, 0], valid_shape=[n, 64])\nwith pl.at(level=CORE):\n    out[:, :] = x")
+    error = fails(
+        "t = pl.slice(x, [16, 64], [0, 0], valid_shape=[n, 64])\nwith pl.at(level=CORE):\n    out[:, :] = x"
+    )
     assert error.code == "bad-argument" and "outside of a region a slice is a view" in error.message
 
 
@@ -159,7 +188,9 @@ def two_mistakes(t: pl.Tensor):
 
 @pl.jit
 def four_mistakes(
-    x: pl.Tensor[[16, 64], pl.FP32], w: pl.Tensor[[64, 32], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+    x: pl.Tensor[[16, 64], pl.FP32],
+    w: pl.Tensor[[64, 32], pl.FP32],
+    out: pl.Out[pl.Tensor[[16, 64], pl.FP32]],
 ):
     stray = pl.add(x, x)
     for i in pl.range(4):
@@ -216,7 +247,9 @@ def test_mistakes_in_parameters_are_collected_too() -> None:
 
 
 @pl.jit
-def poisoned_joins(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def poisoned_joins(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         t = x[:, :]
         u = x[:, :]
@@ -237,7 +270,9 @@ def test_joins_of_a_name_with_an_error_are_silent() -> None:
 
 def test_two_reads_of_one_undefined_name_are_two_places() -> None:
     @pl.jit
-    def kernel(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    def kernel(
+        x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+    ):
         with pl.at(level=CORE):
             if n > 0:
                 t = pl.exp(x)
@@ -258,7 +293,8 @@ def test_only_kernels_are_lowered() -> None:
 
 def test_every_mistake_of_the_front_end_has_a_message_and_a_fix() -> None:
     fields = dict.fromkeys(
-        ("what", "why", "fix", "name", "op", "known", "keyword", "signature", "construct", "line", "before", "after"), "?"
+        ("what", "why", "fix", "name", "op", "known", "keyword", "signature", "construct", "line", "before",
+         "after"), "?"
     )  # fmt: skip
     for diag in list(Diag)[: list(Diag).index(Diag.SPLIT)]:
         error = user_error(diag, NOWHERE, **fields)

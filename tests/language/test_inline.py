@@ -243,7 +243,8 @@ CASES = [
     ("early(x)", "syntax", "return t", "a return before the end", "at the end"),
     ("starred(x)", "syntax", "starred(x)", "* or ** parameters", "name the parameters"),
     ("entry(x, out)", "misplaced", "entry(x, out)", "the entry entry cannot be called", "@pl.jit.inline"),
-    ("python_function(x)", "not-a-kernel", "python_function", "'python_function' is not a kernel", "@pl.jit.inline"),
+    ("python_function(x)", "not-a-kernel", "python_function", "'python_function' is not a kernel",
+     "@pl.jit.inline"),
     ("f(*[x, 1, x])", "syntax", "f(*[x, 1, x])", "* and ** in a call", "write the arguments out"),
 ]  # fmt: skip
 

@@ -79,7 +79,9 @@ def test_unroll_makes_constants() -> None:
 
 @pl.jit
 def peeled(
-    x: pl.Tensor[[ROWS, 128], pl.BF16], w: pl.Tensor[[128, 32], pl.BF16], out: pl.Out[pl.Tensor[[ROWS, 32], pl.FP32]]
+    x: pl.Tensor[[ROWS, 128], pl.BF16],
+    w: pl.Tensor[[128, 32], pl.BF16],
+    out: pl.Out[pl.Tensor[[ROWS, 32], pl.FP32]],
 ):
     rows = pl.tensor.dim(x, 0)
     with pl.at(level=CORE):
@@ -110,7 +112,9 @@ def test_an_accumulator_with_a_peeled_first_step() -> None:
 
 
 @pl.jit
-def rebinding(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def rebinding(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         a, b = x[:, :], pl.exp(x)
         count = 0
@@ -135,7 +139,9 @@ def test_tiles_and_scalars_are_carried() -> None:
 
 
 @pl.jit
-def ping_pong(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def ping_pong(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     front = pl.create_tensor([16, 64], pl.FP32)
     back = pl.create_tensor([16, 64], pl.FP32)
     with pl.at(level=CORE):
@@ -256,7 +262,9 @@ def test_a_parallel_loop_may_collect_task_ids() -> None:
 
 # ------------------------------------------------------------------------------------------ mistakes
 @pl.jit
-def only_in_the_body(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def only_in_the_body(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         for _ in pl.range(n):
             t = pl.exp(x)
@@ -319,22 +327,28 @@ CASES = [
     ("for i in pl.at(level=CORE):\n    pass", "syntax", "pl.at(level=CORE)", "this iterator", "pl.spmd"),
     ("for i, j in pl.range(4):\n    pass", "syntax", "i, j", "this loop variable", "one name"),
     ("for i in pl.range(4):\n    pass\nelse:\n    pass", "syntax", "pass", "for ... else", "after the loop"),
-    ("for i in pl.range(4, step=2):\n    pass", "unknown-keyword", "step=2", "no parameter 'step'", "no keywords"),
+    ("for i in pl.range(4, step=2):\n    pass", "unknown-keyword", "step=2", "no parameter 'step'",
+     "no keywords"),
     ("for i in pl.range():\n    pass", "bad-call", "pl.range()", "0 bounds", "pl.range(start, stop, step)"),
     ("for i in pl.range(0, 4, 0):\n    pass", "bad-argument", "0", "the step is 0", "positive"),
     ("for i in pl.range(2.5):\n    pass", "bad-argument", "2.5", "got 2.5", "an integer"),
     ("for i in pl.range(x):\n    pass", "bad-argument", "x", "the tensor x [16, 64] FP32", "a scalar"),
-    ("for i in pl.unroll(n):\n    pass", "not-constant", "pl.unroll(n)", "the bounds of pl.unroll", "pl.range"),
-    ("for i in pl.pipeline(4, stage=2):\n    pass", "misplaced", "pl.pipeline(4, stage=2)", "outside of any", "pl.range"),
+    ("for i in pl.unroll(n):\n    pass", "not-constant", "pl.unroll(n)", "the bounds of pl.unroll",
+     "pl.range"),
+    ("for i in pl.pipeline(4, stage=2):\n    pass", "misplaced", "pl.pipeline(4, stage=2)",
+     "outside of any", "pl.range"),
     ("with pl.at(level=CORE):\n    for i in pl.pipeline(4, stage=n):\n        pass", "not-constant",
      "stage=n", "stage=", "at least 1"),
     ("with pl.at(level=CORE):\n    for i in pl.parallel(4):\n        pass", "misplaced", "pl.parallel(4)",
      "inside of pl.at", "pl.range or pl.pipeline"),
-    ("for i in pl.range(4):\n    pass\nj = i", "not-on-every-path", "i", "'i' is not defined on every path", "line"),
+    ("for i in pl.range(4):\n    pass\nj = i", "not-on-every-path", "i", "'i' is not defined on every path",
+     "line"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "code", "place", "message", "fix"), CASES, ids=[c[0].split("\n")[-2] for c in CASES])
+@pytest.mark.parametrize(
+    ("body", "code", "place", "message", "fix"), CASES, ids=[c[0].split("\n")[-2] for c in CASES]
+)
 def test_mistakes(body: str, code: str, place: str, message: str, fix: str) -> None:
     error = fails(body)
     assert (error.code, marked(error)) == (code, place)

@@ -103,7 +103,11 @@ def test_a_block_count_from_module_constants() -> None:
 
 
 @pl.jit
-def modes(x: pl.Tensor[[16, 64], pl.BF16], w: pl.Tensor[[64, 32], pl.BF16], out: pl.Out[pl.Tensor[[16, 32], pl.FP32]]):
+def modes(
+    x: pl.Tensor[[16, 64], pl.BF16],
+    w: pl.Tensor[[64, 32], pl.BF16],
+    out: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+):
     with pl.at(level=CORE, optimizations=[pl.split(pl.SplitMode.NONE)], name_hint="cube"):
         out[:, :] = pl.matmul(x, w, out_dtype=pl.FP32)
     with pl.at(level=CORE, optimizations=[pl.split(pl.SplitMode.UP_DOWN)], name_hint="mixed"):
@@ -277,7 +281,8 @@ CASES = [
      "deps=[x]", "the tensor x [16, 64] FP32 is not a task id", "as tid"),
     ("for i in pl.spmd(2, predicate=True):\n    out[:, :] = x", "unsupported",
      "predicate=True", "not implemented", "use an if"),
-    ("for i in pl.spmd(2.0):\n    out[:, :] = x", "bad-call", "pl.spmd(2.0)", "the block count is 2.0", "n an integer"),
+    ("for i in pl.spmd(2.0):\n    out[:, :] = x", "bad-call", "pl.spmd(2.0)", "the block count is 2.0",
+     "n an integer"),
     ("for i in pl.spmd():\n    out[:, :] = x", "bad-call", "pl.spmd()", "0 block counts", "pl.spmd(n)"),
     ("with pl.at(level=CORE, optimizations=[4]):\n    out[:, :] = x", "bad-argument",
      "optimizations=[4]", "4 is not an optimization", "pl.split"),
@@ -286,12 +291,14 @@ CASES = [
     ("with pl.at(level=CORE):\n    with pl.scope():\n        out[:, :] = x", "misplaced",
      "pl.scope()", "is inside of pl.at", "open it outside"),
     ("with pl.range(4):\n    out[:, :] = x", "syntax", "pl.range(4)", "in a with", "for i in"),
-    ("with python_function(x):\n    out[:, :] = x", "syntax", "python_function(x)", "this context manager", "pl.at"),
+    ("with python_function(x):\n    out[:, :] = x", "syntax", "python_function(x)", "this context manager",
+     "pl.at"),
     ("with pl.at(level=CORE), pl.at(level=CORE):\n    out[:, :] = x", "syntax",
      "pl.at(level=CORE)", "second context manager", "nest"),
     ("with pl.at(level=CORE, optimizations=[pl.split()]):\n    out[:, :] = x", "bad-call",
      "pl.split()", "missing 1 required", "pl.split(mode"),
-    ("t = pl.array.create(4, pl.TASK_ID)\nwith pl.at(level=CORE, deps=[t[4]]):\n    out[:, :] = x", "out-of-bounds",
+    ("t = pl.array.create(4, pl.TASK_ID)\nwith pl.at(level=CORE, deps=[t[4]]):\n    out[:, :] = x",
+     "out-of-bounds",
      "t[4]", "element 4 of an array of 4", "within the size"),
 ]  # fmt: skip
 

@@ -35,15 +35,19 @@ def value(text: str) -> Expr:
     ("text", "want", "dtype"),
     [
         ("COUNT // 3", 1706, INDEX), ("-7 // 2", -4, INDEX), ("-7 % 4", 1, INDEX), ("7 - 2 * 3", 1, INDEX),
-        ("1 / COUNT", 1 / 5120, FP32), ("1.0 / COUNT", 1 / 5120, FP32), ("RATIO * 2", 0.5, FP32), ("2 ** 5", 32, INDEX),
+        ("1 / COUNT", 1 / 5120, FP32), ("1.0 / COUNT", 1 / 5120, FP32), ("RATIO * 2", 0.5, FP32), ("2 ** 5",
+         32, INDEX),
         ("2 ** -1", 0.5, FP32), ("-RATIO", -0.25, FP32), ("+3", 3, INDEX),
-        ("COUNT > 3 and not ENABLED", False, BOOL), ("ENABLED or COUNT == 1", True, BOOL), ("3 != 4", True, BOOL),
-        ("pl.min(3, 4, 2)", 2, INDEX), ("pl.max(3, 4)", 4, INDEX), ("min(1, 2)", 1, INDEX), ("max(1, 2)", 2, INDEX),
+        ("COUNT > 3 and not ENABLED", False, BOOL), ("ENABLED or COUNT == 1", True, BOOL), ("3 != 4", True,
+         BOOL),
+        ("pl.min(3, 4, 2)", 2, INDEX), ("pl.max(3, 4)", 4, INDEX), ("min(1, 2)", 1, INDEX), ("max(1, 2)", 2,
+         INDEX),
         ("abs(-3)", 3, INDEX), ("int(3.7)", 3, INDEX), ("float(3)", 3.0, FP32), ("len([1, 2, 3])", 3, INDEX),
         ("pl.cast(3.7, pl.INDEX)", 3, INDEX), ("pl.cast(-3.7, target_type=pl.INT32)", -3, INT32),
         ("pl.const(4, pl.INT32)", 4, INT32), ("pl.add(3, 4)", 7, INDEX), ("pl.div(1, 4)", 0.25, FP32),
         ("pl.mul(RATIO, 2)", 0.5, FP32), ("pl.maximum(2, 3)", 3, INDEX), ("math.inf", float("inf"), FP32),
-        ('float("-inf")', float("-inf"), FP32), ("-1e999", float("-inf"), FP32), ("pl.FP32 == pl.FP32", True, BOOL),
+        ('float("-inf")', float("-inf"), FP32), ("-1e999", float("-inf"), FP32), ("pl.FP32 == pl.FP32",
+         True, BOOL),
         ("pl.Mem.Vec != pl.Mem.Acc", True, BOOL),
     ],
 )  # fmt: skip
@@ -54,10 +58,12 @@ def test_constants_are_folded(text: str, want: float, dtype: DType) -> None:
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("i * 16 + 0 * j", "i * 16"), ("(i + j) // 4 % 3", "(i + j) // 4 % 3"), ("i - (j - 1)", "i - (j - 1)"),
+        ("i * 16 + 0 * j", "i * 16"), ("(i + j) // 4 % 3", "(i + j) // 4 % 3"), ("i - (j - 1)",
+         "i - (j - 1)"),
         ("pl.min(i, 16) * 1", "pl.min(i, 16)"), ("pl.max(i, j, 0)", "pl.max(pl.max(i, j), 0)"),
         ("i < 3 and j >= i or not i == j", "i < 3 and j >= i or not i == j"), ("-i", "-i"), ("i + 0", "i"),
-        ("abs(i)", "pl.max(i, -i)"), ("pl.cast(f, pl.INDEX)", "pl.cast(f, pl.INDEX)"), ("pl.cast(i, pl.INDEX)", "i"),
+        ("abs(i)", "pl.max(i, -i)"), ("pl.cast(f, pl.INDEX)",
+         "pl.cast(f, pl.INDEX)"), ("pl.cast(i, pl.INDEX)", "i"),
         ("pl.sub(i, j)", "i - j"), ("f * i", "f * i"), ("i / j", "i / j"),
     ],
 )  # fmt: skip
@@ -74,7 +80,12 @@ def test_dtypes_of_expressions() -> None:
 
 
 @pl.jit
-def arithmetic(i: pl.Scalar[pl.INDEX], j: pl.Scalar[pl.INDEX], f: pl.Scalar[pl.FP32], out: pl.Out[pl.Tensor[[12], pl.FP32]]):
+def arithmetic(
+    i: pl.Scalar[pl.INDEX],
+    j: pl.Scalar[pl.INDEX],
+    f: pl.Scalar[pl.FP32],
+    out: pl.Out[pl.Tensor[[12], pl.FP32]],
+):
     q = i // j
     with pl.at(level=CORE):
         out[0] = q * 1.0
@@ -92,7 +103,7 @@ def arithmetic(i: pl.Scalar[pl.INDEX], j: pl.Scalar[pl.INDEX], f: pl.Scalar[pl.F
         out[8] = abs(i) * 1.0
         out[9] = pl.cast(not i > j, pl.FP32)
         out[10] = -f
-        out[11] = f ** 2
+        out[11] = f**2
 
 
 @pytest.mark.parametrize(("i", "j", "f"), [(-7, 3, 2.5), (8, 3, -2.5), (3, 3, 0.5)])
@@ -147,7 +158,11 @@ def test_constants_of_a_closure() -> None:
 
 def test_operators_on_tiles_are_ops() -> None:
     @pl.jit
-    def kernel(x: pl.Tensor[[16, 64], pl.FP32], y: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    def kernel(
+        x: pl.Tensor[[16, 64], pl.FP32],
+        y: pl.Tensor[[16, 64], pl.FP32],
+        out: pl.Out[pl.Tensor[[16, 64], pl.FP32]],
+    ):
         with pl.at(level=CORE):
             t = 2.0 * x + y / 3.0
             out[:, :] = -(t - x) * (1.0 + y)
@@ -189,16 +204,19 @@ CASES = [
     ("c = n << 2", "syntax", "n << 2", "the operator LShift", "+ - *"),
     ("c = pl.min(x, 3)", "bad-argument", "pl.min(x, 3)", "pl.min is for scalars", "pl.minimum"),
     ("c = pl.max(3)", "bad-call", "pl.max(3)", "needs two scalars", "pl.max(a, b)"),
-    ("c = pl.const(n, pl.INT32)", "bad-call", "pl.const(n, pl.INT32)", "a number and a dtype", "pl.const(value, dtype)"),
+    ("c = pl.const(n, pl.INT32)", "bad-call", "pl.const(n, pl.INT32)", "a number and a dtype",
+     "pl.const(value, dtype)"),
     ("c = pl.cast(n)", "bad-call", "pl.cast(n)", "missing target_type", "pl.cast(x, pl.INDEX)"),
     ("c = pl.cast(n, pl.INDEX, moed='rint')", "unknown-keyword", "moed='rint'", "'moed'", "mode"),
     ("c = pl.tensor.dim(x, 2)", "shape", "pl.tensor.dim(x, 2)", "axis 2 of 2 axes", "from 0"),
-    ("c = pl.tensor.dim(n, 0)", "bad-call", "pl.tensor.dim(n, 0)", "needs a tensor", "pl.tensor.dim(tensor, axis)"),
+    ("c = pl.tensor.dim(n, 0)", "bad-call", "pl.tensor.dim(n, 0)", "needs a tensor",
+     "pl.tensor.dim(tensor, axis)"),
     ("c = D + 1", "syntax", "D", "the dynamic extent D as a value", "pl.tensor.dim"),
     ("c = TABLE", "not-constant", "TABLE", "'TABLE' (a dict of the module)", "constants"),
     ("c = 1 if n else 2", "syntax", "1 if n else 2", "a conditional expression", "if statement"),
     ("c = f'{n}'", "syntax", "f'{n}'", "an f-string", "string"),
-    ("c = [i for i in pl.range(n)]", "not-constant", "pl.range(n)", "the range of a list comprehension", "constant"),
+    ("c = [i for i in pl.range(n)]", "not-constant", "pl.range(n)", "the range of a list comprehension",
+     "constant"),
     ("c = [i for i in x]", "syntax", "[i for i in x]", "this list comprehension", "range(N)"),
     ("c = float('much')", "bad-argument", "float('much')", "'much' is not a number", "-inf"),
     ("c = int(x)", "syntax", "int(x)", "Python's int()", "pl.cast"),

@@ -45,7 +45,9 @@ def test_reads() -> None:
 
 
 @pl.jit
-def static_extents(x: pl.Tensor[[128, 64], pl.FP32], i: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[128, 64], pl.FP32]]):
+def static_extents(
+    x: pl.Tensor[[128, 64], pl.FP32], i: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[128, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         out[i : i + 16, :] = x[i : i + 16, :]
         out[(i + 1) * 16 : (i + 2) * 16, :] = x[16 * i + 16 : i * 16 + 32, :]
@@ -65,7 +67,9 @@ def test_a_run_time_start_with_a_static_extent() -> None:
 
 
 @pl.jit
-def writes(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[2, 16, 64], pl.FP32]]):
+def writes(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[2, 16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         tile = pl.create_tensor([16, 64], pl.FP32)
         tile[:] = x
@@ -100,7 +104,9 @@ def test_a_tensor_may_stand_for_its_tile() -> None:
 
 
 @pl.jit
-def views(x: pl.Tensor[[2, 16, 64], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+def views(
+    x: pl.Tensor[[2, 16, 64], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
     page = x[1]
     low = page[8:16, :]
     count = pl.cast(x[0, 0, 0], pl.INDEX)
@@ -111,7 +117,7 @@ def views(x: pl.Tensor[[2, 16, 64], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Ou
 
 def test_outside_of_a_region_a_slice_is_a_view() -> None:
     fn = lowered(views)
-    assert op_names(fn.body) [:3] == ["view", "view", "read_tensor"]
+    assert op_names(fn.body)[:3] == ["view", "view", "read_tensor"]
     x, out = randn(2, 16, 64), torch.empty(16, 64)
     x[0, 0, 0] = 3
     run(views, x=x, n=0, out=out)
@@ -119,7 +125,9 @@ def test_outside_of_a_region_a_slice_is_a_view() -> None:
 
 
 @pl.jit
-def partly_valid_row(x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.InOut[pl.Tensor[[16, 64], pl.FP32]]):
+def partly_valid_row(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.InOut[pl.Tensor[[16, 64], pl.FP32]]
+):
     with pl.at(level=CORE):
         row = pl.slice(x, [1, 64], [2, 0], valid_shape=[1, n], drop_dims=[0])
         out[5, :] = row
@@ -163,7 +171,8 @@ def test_elements_of_a_tuple_are_constants() -> None:
 CASES = [
     ("t = x[0:8, 0:8, 0]", "shape", "x[0:8, 0:8, 0]", "3 indices for 2 axes", "drop"),
     ("t = x[0:16:2, :]", "syntax", "0:16:2", "a slice with a step", "lo:hi"),
-    ("t = x[8:24, :]", "out-of-bounds", "x[8:24, :]", "elements 8..24 of axis 0, which has 16", "valid_shape"),
+    ("t = x[8:24, :]", "out-of-bounds", "x[8:24, :]", "elements 8..24 of axis 0, which has 16",
+     "valid_shape"),
     ("t = x[-1, :]", "out-of-bounds", "x[-1, :]", "elements -1..0 of axis 0", "sizes first"),
     ("t = x[0, 64]", "out-of-bounds", "x[0, 64]", "elements 64..65 of axis 1, which has 64", "from 0"),
     ("t = x[0:n, :]", "not-constant", "x[0:n, :]", "every extent of the tile", "valid_shape="),
@@ -173,7 +182,8 @@ CASES = [
     ("t = n[0]", "bad-argument", "n[0]", "a INT32 scalar has no elements", "tensors, tiles, arrays"),
     ("out[0:8, :] = x", "shape", "out[0:8, :] = x", "the slice is [8, 64], the value [16, 64]", "as much as"),
     ("out[0:16, :] = 0.0", "bad-argument", "out[0:16, :] = 0.0", "a scalar cannot fill a slice", "pl.full"),
-    ("out[:, :] = b", "dtype", "out[:, :] = b", "the target is FP32 and the source BF16", "pl.cast(source, pl.FP32)"),
+    ("out[:, :] = b", "dtype", "out[:, :] = b", "the target is FP32 and the source BF16",
+     "pl.cast(source, pl.FP32)"),
     ("n[0] = 1", "bad-argument", "n[0]", "a INT32 scalar cannot be written", "a tensor"),
     ("out[0, 0] = x", "bad-argument", "out[0, 0] = x", "value is the tensor x", "a scalar"),
     ("s = x.shape[2]", "not-constant", "x.shape[2]", "the index of a tuple", "from 0 to 1"),
@@ -190,4 +200,7 @@ def test_mistakes(line: str, code: str, place: str, message: str, fix: str) -> N
 
 def test_a_view_has_elements() -> None:
     error = fails("t = x[4:4, :]\nwith pl.at(level=CORE):\n    out[:, :] = x")
-    assert (error.code, marked(error)) == ("shape", "x[4:4, :]") and "the view would be [0, 64]" in error.message
+    assert (error.code, marked(error)) == (
+        "shape",
+        "x[4:4, :]",
+    ) and "the view would be [0, 64]" in error.message

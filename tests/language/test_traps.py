@@ -211,4 +211,8 @@ def test_a_row_operand_written_as_post_split_height_is_read_literally() -> None:
 # ---- 7: pl.min and pl.max are scalar
 def test_min_is_scalar_and_minimum_is_elementwise() -> None:
     error = fails("with pl.at(level=CORE):\n    out[:, :] = pl.min(x, y)")
-    assert (error.code, marked(error), error.fix) == ("bad-argument", "pl.min(x, y)", "the elementwise op is pl.minimum")
+    assert (error.code, marked(error), error.fix) == (
+        "bad-argument",
+        "pl.min(x, y)",
+        "the elementwise op is pl.minimum",
+    )

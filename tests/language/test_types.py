@@ -141,10 +141,18 @@ def test_arguments_must_fit_the_annotations() -> None:
     assert len(lowered(entry, *good).params) == 5
     for at, bad, why in [
         (0, torch.zeros(4, 64), "the argument is FP32, the annotation says BF16"),
-        (0, torch.zeros(4, 32, dtype=torch.bfloat16), r"the argument is [4, 32], the annotation says [T, 64]"),
+        (
+            0,
+            torch.zeros(4, 32, dtype=torch.bfloat16),
+            r"the argument is [4, 32], the annotation says [T, 64]",
+        ),
         (1, 1.0, "the argument is 1.0, not a tensor"),
         (3, torch.zeros(4), "the argument is a tensor [4]"),
-        (1, torch.zeros(4, 128, dtype=torch.float64), "the argument is torch.float64, the annotation says FP32"),
+        (
+            1,
+            torch.zeros(4, 128, dtype=torch.float64),
+            "the argument is torch.float64, the annotation says FP32",
+        ),
     ]:
         error = error_of(entry, *[bad if i == at else g for i, g in enumerate(good)])
         assert error.code == "annotation" and why in error.message

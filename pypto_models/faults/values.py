@@ -1,0 +1,233 @@
+"""Faults of values: operands, constants, broadcasts, accumulations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..errors import InternalError, UserError
+from ..ir.expr import Binary, Const, Expr, Unary, Var, binary, convert, logical_not, negate
+from ..ir.nodes import Arg, Bind, If, Let, Stmt
+from ..ir.printer import format_expr
+from ..ir.types import BOOL, TileType
+from ..ops import REGISTRY
+from ..ops.registry import Kind, OpDef
+from .fault import Fault, FaultClass, Maker, Outline, accepted, with_arg
+
+_TILES = (Kind.TILE, Kind.TILE_OR_SCALAR)
+_ORDERED = ("-", "//", "%", "/", "**", "<", "<=", ">", ">=")
+_SYMMETRIC_COMPARISONS = (0, 1)  # eq, ne
+_HUGE = 1e30  # a constant this large stands for infinity
+
+
+# ---------------------------------------------------------------------------------------------- operands
+def swap_operands(o: Outline) -> Iterator[Fault]:
+    """``b op a`` for ``a op b`` where that is something else, on tiles and on index scalars."""
+    kind = FaultClass.SWAP_OPERANDS
+    for let, op in o.lets():
+        names = [p.name for p in op.params if p.kind in _TILES and isinstance(let.arg(p.name), Var)]
+        names = [n for n in names if n != "acc"]
+        if len(names) != 2 or _commutes(let, op):
+            continue
+        a, b = names
+        swapped = with_arg(with_arg(let, a, let.arg(b)), b, let.arg(a))
+        what = f"{op.name} takes {b} for {a}"
+        if accepted(swapped):
+            yield o.fault(kind, let, what, (swapped,))
+        elif (fix := _INVERSE.get(op.name.rpartition("_")[2])) is not None:
+            # v - t and v / t with a broadcast v: the other order, by an op on the result
+            inner = replace(let.result, uid=-1) if False else Var(let.result.name, let.result.type, let.span)
+            outer = Let(let.results, REGISTRY[fix], _filled(REGISTRY[fix], inner), let.span)
+            if accepted(outer):
+                yield o.fault(kind, let, what, (replace(let, results=(inner,)), outer))
+    for s in o.stmts:
+        for path, x in _scalars(s):
+            if isinstance(x, Binary) and x.op in _ORDERED and x.lhs != x.rhs:
+                new = _at(s, path, Binary(x.op, x.rhs, x.lhs))
+                if new is not None:
+                    yield o.fault(kind, s, f"{format_expr(x)} with its operands swapped", (new,))
+
+
+_INVERSE = {"sub": "neg", "div": "recip"}
+
+
+def _filled(op: OpDef, first: Arg) -> tuple[Arg, ...]:
+    return (first, *(p.default for p in op.params[1:]))
+
+
+def _commutes(let: Let, op: OpDef) -> bool:
+    if "cmp_type" in op.param_names:
+        return let.arg("cmp_type") in _SYMMETRIC_COMPARISONS
+    return op.combine is not None and "acc" not in op.param_names
+
+
+# ---------------------------------------------------------------------------------------------- constants
+def change_constants(o: Outline) -> Iterator[Fault]:
+    """Another number: an integer one larger (or smaller), a fraction doubled, 1 for 0.0."""
+    for s in o.stmts:
+        for path, x in _scalars(s):
+            if not isinstance(x, Const) or x.dtype == BOOL:
+                continue
+            for value in _others(x):
+                new = _at(s, path, Const(value, x.type))
+                if new is not None:
+                    what = f"{_place(s, path)}: {_show(value)} for {_show(x.value)}"
+                    yield o.fault(FaultClass.CONSTANT, s, what, (new,))
+                    break
+
+
+def _others(x: Const) -> tuple[int | float, ...]:
+    if isinstance(x.value, float):
+        return (1.0,) if x.value == 0 else (-x.value,) if abs(x.value) > _HUGE else (2 * x.value,)
+    return (x.value + 1, x.value - 1)
+
+
+def _show(value: int | float) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# ---------------------------------------------------------------- scalar expressions and their positions
+Path = tuple[str | int, ...]
+
+
+def _scalars(s: Stmt) -> Iterator[tuple[Path, Expr]]:
+    """Every scalar expression that decides a value: of bindings, conditions and scalar arguments.
+
+    Indices of accesses are left to ``places``, bounds of loops to ``structure``.
+    """
+    if isinstance(s, Bind):
+        yield from _nodes(("value",), s.value)
+    elif isinstance(s, If):
+        yield from _nodes(("cond",), s.cond)
+    elif isinstance(s, Let) and isinstance(s.op, OpDef):
+        for p, a in zip(s.op.params, s.args, strict=True):
+            if p.kind in (Kind.SCALAR, Kind.TILE_OR_SCALAR) and isinstance(a, Expr):
+                if not (isinstance(a, Var) and isinstance(a.type, TileType)):
+                    yield from _nodes((p.name,), a)
+            elif p.name == "valid_shape" and isinstance(a, tuple):
+                for i, x in enumerate(a):
+                    if isinstance(x, Const):
+                        yield (p.name, i), x
+
+
+def _nodes(path: Path, x: Expr) -> Iterator[tuple[Path, Expr]]:
+    yield path, x
+    if isinstance(x, Binary):
+        yield from _nodes((*path, "lhs"), x.lhs)
+        yield from _nodes((*path, "rhs"), x.rhs)
+    elif isinstance(x, Unary):
+        yield from _nodes((*path, "operand"), x.operand)
+
+
+def _rebuilt(x: Expr, path: Path, new: Expr) -> Expr:
+    if not path:
+        return new
+    if isinstance(x, Binary):
+        lhs = _rebuilt(x.lhs, path[1:], new) if path[0] == "lhs" else x.lhs
+        rhs = _rebuilt(x.rhs, path[1:], new) if path[0] == "rhs" else x.rhs
+        return binary(x.op, lhs, rhs)
+    if isinstance(x, Unary):
+        inner = _rebuilt(x.operand, path[1:], new)
+        if x.op == "cast" and x.to is not None:
+            return convert(inner, x.to)
+        return negate(inner) if x.op == "-" else logical_not(inner)
+    raise InternalError(f"{x!r} has no part {path[0]!r}")
+
+
+def _at(s: Stmt, path: Path, new: Expr) -> Stmt | None:
+    """The statement with one part of an expression replaced; None if that changes nothing or is refused."""
+    try:
+        if isinstance(s, Bind):
+            return replace(s, value=_rebuilt(s.value, path[1:], new))
+        if isinstance(s, If):
+            return replace(s, cond=_rebuilt(s.cond, path[1:], new))
+    except UserError:  # a constant divisor became 0
+        return None
+    if not isinstance(s, Let):
+        raise InternalError(f"{s!r} has no scalar")
+    name, old = str(path[0]), s.arg(str(path[0]))
+    if isinstance(old, tuple):
+        value: Arg = tuple(new if i == path[1] else x for i, x in enumerate(old))  # type: ignore[assignment]
+    elif isinstance(old, Expr):
+        value = _rebuilt(old, path[1:], new)
+    else:
+        raise InternalError(f"{s!r} has no scalar {name!r}")
+    let = with_arg(s, name, value)
+    return let if accepted(let) else None
+
+
+def _place(s: Stmt, path: Path) -> str:
+    """Where a constant stands, for the reader: ``pages in (tokens + 15) // 16``."""
+    if isinstance(s, Bind):
+        return f"in {s.var.name} = {format_expr(s.value)}{_step(path)}"
+    if isinstance(s, If):
+        return f"in if {format_expr(s.cond)}{_step(path)}"
+    return f"in {s.op.name if isinstance(s, Let) else s}({path[0]}){_step(path)}"
+
+
+def _step(path: Path) -> str:
+    steps = ".".join(str(p) for p in path[1:])
+    return f" at {steps}" if steps else ""
+
+
+# ---------------------------------------------------------------------------------------------- broadcasts
+def misplace_broadcasts(o: Outline) -> Iterator[Fault]:
+    """A broadcast that takes the element of the next row or column, or runs along the other axis."""
+    kind = FaultClass.BROADCAST
+    for let, op in o.lets():
+        along = op.name.split("_expand_")[0]
+        if along not in ("row", "col") or "_expand_" not in op.name:
+            continue
+        v = let.arg("rhs")
+        if not isinstance(v, Var) or not isinstance(v.type, TileType):
+            continue
+        axis = 0 if along == "row" else 1
+        extent = v.type.shape[axis]
+        if extent > 1:
+            made = Maker(let.span)
+            shifted = _rolled(made, v, axis, extent)
+            what = f"{op.name} takes {v.name} of the next {along if axis == 0 else 'column'}"
+            yield o.fault(kind, let, what, (*made.block, with_arg(let, "rhs", shifted)))
+        lhs = let.arg("lhs")
+        square = isinstance(lhs, Var) and isinstance(lhs.type, TileType) and len(set(lhs.type.shape)) == 1
+        if square and extent > 1:
+            other = REGISTRY[op.name.replace("row_", "col_") if axis == 0 else op.name.replace("col_", "row_")]
+            made = Maker(let.span)
+            turned = made.let(REGISTRY["transpose"], v, Const(0), Const(1), name=f"{v.name}_t")
+            new = Let(let.results, other, (lhs, turned), let.span)
+            if accepted(new):
+                yield o.fault(kind, let, f"{other.name} for {op.name}", (*made.block, new))
+
+
+def _rolled(made: Maker, v: Var, axis: int, extent: int) -> Var:
+    """``v`` with element ``i + 1`` at place ``i`` and the first at the end."""
+    t = v.type
+    if not isinstance(t, TileType):
+        raise InternalError(f"{v!r} is no tile")
+
+    def place(at: int) -> tuple[Expr, ...]:
+        return tuple(Const(at if i == axis else 0) for i in range(t.rank))
+
+    def box(n: int) -> tuple[Expr, ...]:
+        return tuple(Const(n if i == axis else d) for i, d in enumerate(t.shape))
+
+    extract, insert = REGISTRY["extract"], REGISTRY["insert"]
+    zeros = Const(0.0 if t.dtype.is_float else 0, t.dtype)
+    out = made.let(REGISTRY["full"], box(extent), t.dtype, zeros, name=v.name)
+    rest = made.let(extract, v, box(extent - 1), place(1), name=v.name)
+    first = made.let(extract, v, box(1), place(0), name=v.name)
+    out = made.let(insert, out, rest, place(0), name=v.name)
+    return made.let(insert, out, first, place(extent - 1), name=v.name)
+
+
+# ---------------------------------------------------------------------------------------------- additions
+def omit_adds(o: Outline) -> Iterator[Fault]:
+    """An atomic add that stores instead, and an accumulation that starts over."""
+    kind = FaultClass.OMIT_ADD
+    for let, op in o.lets():
+        if "atomic" in op.param_names and let.arg("atomic") == "add":
+            yield o.fault(kind, let, "the atomic add is a plain store", (with_arg(let, "atomic", "none"),))
+        if "init_cond" in op.param_names:
+            new = with_arg(let, "init_cond", Const(True, BOOL))
+            if accepted(new):
+                yield o.fault(kind, let, f"{op.name} forgets what it has accumulated", (new,))
