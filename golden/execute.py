@@ -54,9 +54,9 @@ def execute_and_compare(
         roles = bind(program, specs)
         compared = {name: role for name, role in roles.items() if role.role != "input"}
         rules.check(compared)
-        golden: _Golden | None = None
+        golden: Golden | None = None
         with log.stage("generate inputs" if recorded is None else "load inputs and golden"):
-            call = _prepare(specs, roles, seed, recorded)
+            call = prepare(specs, roles, seed, recorded)
             if recorded is not None:
                 golden = _load_golden(recorded, compared)
     except ValueError as error:
@@ -72,7 +72,7 @@ def execute_and_compare(
     reasons: dict[str, str] = {}
     if golden is None and golden_fn is not None:
         with log.stage("compute golden"):
-            golden = _run_golden(golden_fn, call, compared)
+            golden = run_golden(golden_fn, call, compared)
     if golden is not None:
         if changed := call.changed():
             names = ", ".join(map(repr, changed))
@@ -114,7 +114,7 @@ def execute_and_compare(
 
 
 @dataclass
-class _Call:
+class Call:
     """The arguments of the kernel. Pure outputs join ``tensors`` just before the launch."""
 
     specs: Sequence[Spec]
@@ -138,12 +138,18 @@ class _Call:
         ]
 
 
-def _prepare(
-    specs: Sequence[Spec], roles: Mapping[str, TensorRole], seed: int, recorded: Path | None
-) -> _Call:
+def prepare(
+    specs: Sequence[Spec],
+    roles: Mapping[str, TensorRole],
+    seed: int,
+    recorded: Path | None,
+    quiet: bool = False,
+) -> Call:
+    """The arguments of a call: generated from ``seed``, or those of a recorded run."""
     owners = {name: role for name, role in roles.items() if role.root == name and role.role != "output"}
     if recorded is None:
-        say(f"  seed={seed}")
+        if not quiet:
+            say(f"  seed={seed}")
         tensors = {name: role.spec.materialize(seed) for name, role in owners.items()}
         if shared := overlap(tensors):
             raise ValueError(
@@ -163,10 +169,10 @@ def _prepare(
         if role.root != name:
             tensors[name] = tensors[role.root]
     checksums = {name: fingerprint(tensors[name]) for name, role in roles.items() if role.role == "input"}
-    return _Call(specs, tensors, checksums)
+    return Call(specs, tensors, checksums)
 
 
-def _launch(program: Program, call: _Call) -> None:
+def _launch(program: Program, call: Call) -> None:
     with torch.no_grad(), progress_bar() as progress:
         launch(program, list(call.by_name().values()), progress)
 
@@ -175,19 +181,20 @@ def _launch(program: Program, call: _Call) -> None:
 
 
 @dataclass(frozen=True)
-class _Golden:
+class Golden:
     """What the compared tensors should hold, and which of them the golden wrote."""
 
     expected: dict[str, Tensor]
     written: frozenset[str]
 
 
-def _load_golden(recorded: Path, compared: Mapping[str, TensorRole]) -> _Golden:
+def _load_golden(recorded: Path, compared: Mapping[str, TensorRole]) -> Golden:
     expected = {name: data.load(recorded / "out", role.spec) for name, role in compared.items()}
-    return _Golden(expected, frozenset(expected))
+    return Golden(expected, frozenset(expected))
 
 
-def _run_golden(golden_fn: GoldenFn, call: _Call, compared: Mapping[str, TensorRole]) -> _Golden:
+def run_golden(golden_fn: GoldenFn, call: Call, compared: Mapping[str, TensorRole]) -> Golden:
+    """What the golden makes of the arguments of a call, on copies of what it may write."""
     own: dict[str, Tensor] = {}
     for name, role in compared.items():
         if role.role == "output":
@@ -209,7 +216,7 @@ def _run_golden(golden_fn: GoldenFn, call: _Call, compared: Mapping[str, TensorR
         by_torch = result is not tensor or tensor._version != versions[name]
         if by_torch or _differs(result, call.tensors.get(name)):
             written.add(name)
-    return _Golden(expected, frozenset(written))
+    return Golden(expected, frozenset(written))
 
 
 def _differs(result: Tensor, initial: Tensor | None) -> bool:

@@ -9,7 +9,8 @@ meet are found (:mod:`.watch`), and a failure is turned into an error at the use
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from random import Random
 from typing import Any
 
@@ -85,7 +86,7 @@ class Machine:
         failure: PyptoError | None = None
         cause: Exception | None = None
         results: tuple[Any, ...] | None = None
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             try:
                 results = self.kernel(launch, *binding.values, **dims)
             except Exception as error:
@@ -113,6 +114,17 @@ class Machine:
                 own = args[p.name]
                 return own if own.data_ptr() == value.buffer.data.data_ptr() else value.tensor().clone()
         return value.tensor().clone()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Tiles are too small to share: threads gain nothing, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def simulate(

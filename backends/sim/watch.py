@@ -153,7 +153,8 @@ class Watch:
         index = buffer.place(at)
         error = UserError(diag, self._span(b), {**fields, "tensor": buffer.name, "index": index})
         for t in (a, b):
-            error.notes.append(f"{_VERB[t.effect]} {self._box(buffer, t)} at {self._span(t)}")
+            block = f" in block {t.members[-1]}" if t.members else ""
+            error.notes.append(f"{_VERB[t.effect]} {self._box(buffer, t)}{block} at {self._span(t)}")
         return error
 
     def _box(self, buffer: Buffer, t: Touch) -> str:

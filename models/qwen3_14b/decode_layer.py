@@ -159,6 +159,13 @@ def decode_layer_with_head(
     logits = project_logits(normed, w_lm_head, logits)
 
 
+def power_cases(config):
+    """What `pypto-models power` runs on this file; see `power.py`."""
+    from models.qwen3_14b import power
+
+    return power.power_cases(config)
+
+
 if __name__ == "__main__":
     from models.qwen3_14b.harness import main
 

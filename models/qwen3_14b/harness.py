@@ -65,21 +65,9 @@ def check(
 
     A `program` that is given runs as it is, whatever `platform`, `compile_only` and `dump_passes` say.
     """
-    exact: dict[str, Tensor] = {}
-
-    def golden(values: dict[str, Any]) -> None:
-        exact.update(reference.exact(values, config))
-        reference.golden(values, config)
-
     kernel = kernel_for(lm_head)
-    names = [p.name for p in program.params] if program else [p.arg for p in kernel.node.args.args]
-    specs = [_spec(name, tensors[name]) for name in names]
-    how: dict[str, Any] = {
-        "golden_fn": golden,
-        "compare_fn": _comparators(config, tensors, names, exact),
-        "rtol": 0.0,
-        "atol": FP32_TOLERANCE,
-    }
+    how = comparison(config, tensors, [p.name for p in program.params] if program else _names(kernel))
+    specs = how.pop("specs")
     if program is not None:
         return run(program, specs, **how)
     options = compile_options(config, platform, lm_head)
@@ -93,6 +81,29 @@ def check(
         compile_only=compile_only,
         **how,
     )
+
+
+def _names(kernel: Kernel) -> list[str]:
+    return [p.arg for p in kernel.node.args.args]
+
+
+def comparison(
+    config: Config, tensors: Mapping[str, Tensor], names: Sequence[str] = tuple(_names(decode_layer))
+) -> dict[str, Any]:
+    """What `golden` needs to compare a step on `tensors`: specs, golden, comparators, tolerances."""
+    exact: dict[str, Tensor] = {}
+
+    def golden(values: dict[str, Any]) -> None:
+        exact.update(reference.exact(values, config))
+        reference.golden(values, config)
+
+    return {
+        "specs": [_spec(name, tensors[name]) for name in names],
+        "golden_fn": golden,
+        "compare_fn": _comparators(config, tensors, names, exact),
+        "rtol": 0.0,
+        "atol": FP32_TOLERANCE,
+    }
 
 
 def _spec(name: str, tensor: Tensor) -> TensorSpec:

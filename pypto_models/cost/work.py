@@ -16,76 +16,20 @@ operations in program order; ``after`` are positions of earlier ones that must b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum
-from pathlib import PurePath
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InternalError
 from ..ir.expr import Expr, Var
-from ..ir.graph import Task, TaskGraph
-from ..ir.nodes import Bind, Block, For, If, Let, LoopKind, Region, Scope, Stmt, Unit
+from ..ir.graph import TaskGraph
+from ..ir.nodes import Bind, Block, For, If, Let, LoopKind, Region, Scope
 from ..ir.rewrite import arg_exprs, walk
-from ..ir.types import Mem, ScalarType, SplitMode, TensorType, TileType
-from ..ops import OpDef
+from ..ir.types import ScalarType, TensorType, TileType
 from ..ops.registry import Access
-from ..target import CROSSINGS
+from .facts import Facts, facts, place
 from .inputs import Inputs, Value, value_of
+from .operations import Operation, Operations, Pipe, TaskRun
 from .rates import Rates
-
-
-class Pipe(IntEnum):
-    """What runs at the same time in one core."""
-
-    LOAD = 0
-    STORE = 1
-    CUBE = 2
-    VECTOR = 3
-    CROSS = 4  # between cube and vector unit, through global memory
-
-
-TRANSFERS = (Pipe.LOAD, Pipe.STORE, Pipe.CROSS)
-
-
-@dataclass(slots=True)
-class Operation:
-    """``amount`` is in seconds on CUBE and VECTOR, else in bytes as if all came from memory (see Rates).
-
-    ``pipe`` is None for a point that only waits for ``after``.  ``bytes`` and ``flops`` are as counted.
-    """
-
-    pipe: Pipe | None
-    after: tuple[int, ...]
-    amount: float = 0.0
-    bytes: int = 0
-    flops: int = 0
-    label: str = ""
-    place: str = ""
-    tensor: Var | None = None
-
-
-Operations = list[Operation]
-
-
-@dataclass
-class TaskRun:
-    """One launch of a task: its blocks, and the runs (by position) that must be complete before.
-
-    ``memory_bytes`` is what must come from or go to memory, ``read_bytes`` what the loads ask for.
-    """
-
-    task: Task
-    trip: tuple[int, ...]
-    blocks: list[Operations] = field(default_factory=list)
-    after: tuple[int, ...] = ()
-    memory_bytes: int = 0
-    read_bytes: int = 0
-    flops: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.task.name + "".join(f"[{i}]" for i in self.trip)
 
 
 def work_of(graph: TaskGraph, inputs: Inputs, rates: Rates) -> list[TaskRun]:
@@ -103,19 +47,6 @@ class _Buffer:
     view: tuple[Any, ...] = ()
 
 
-@dataclass
-class _Footprint:
-    """Boxes that one task loads of one tensor: the distinct ones, and the bytes of all."""
-
-    boxes: dict[tuple[Any, ...], int] = field(default_factory=dict)
-    unknown: int = 0
-    asked: int = 0
-
-    @property
-    def distinct(self) -> int:
-        return sum(self.boxes.values()) + self.unknown
-
-
 class _Walker:
     def __init__(self, graph: TaskGraph, inputs: Inputs, rates: Rates) -> None:
         self.graph, self.inputs, self.rates = graph, inputs, rates
@@ -123,8 +54,7 @@ class _Walker:
         self.env: dict[Var, Any] = {}
         self.runs: list[TaskRun] = []
         self.by_key: dict[tuple[int, tuple[int, ...]], int] = {}
-        self.footprints: list[dict[Var, _Footprint]] = []
-        self.facts: dict[int, _Facts] = {}
+        self.facts: dict[int, Facts] = {}
         self.timed: dict[int, bool] = {}
         for p in graph.function.params:
             t = p.var.type
@@ -132,9 +62,8 @@ class _Walker:
 
     def run(self) -> None:
         self.orchestration(self.graph.function.body, ())
-        for run, footprint in zip(self.runs, self.footprints, strict=True):
-            self.settle(run, footprint)
         for i, run in enumerate(self.runs):
+            self.settle(run)
             run.after = tuple(sorted(self.waits(i, run)))
 
     # ---- orchestration
@@ -164,7 +93,6 @@ class _Walker:
         if key not in self.by_key:
             self.by_key[key] = len(self.runs)
             self.runs.append(TaskRun(task, key[1]))
-            self.footprints.append({})
         at = self.by_key[key]
         count = 1 if s.count is None else self.value(s.count)
         if count is None:
@@ -173,7 +101,7 @@ class _Walker:
         for i in range(int(count)):
             if s.block is not None:
                 self.env[s.block] = i
-            block = _BlockWalker(self, self.footprints[at])
+            block = _BlockWalker(self)
             block.block(s.body)
             self.runs[at].blocks.append(block.out)
 
@@ -207,7 +135,7 @@ class _Walker:
         """The values of the loop variable, with the carried values bound for every trip."""
         bounds = [self.value(x) for x in (s.start, s.stop, s.step)]
         if any(b is None for b in bounds) or bounds[2] == 0:
-            self.note(f"trips of {s.var.name} at {_place(s)} (unknown bounds): 1")
+            self.note(f"trips of {s.var.name} at {place(s)} (unknown bounds): 1")
             trips: range | list[int] = [int(bounds[0] or 0)]
         else:
             start, stop, step = (int(b) for b in bounds if b is not None)
@@ -230,7 +158,7 @@ class _Walker:
     def condition(self, s: If) -> Value:
         cond = self.value(s.cond)
         if cond is None:
-            self.note(f"unknown condition at {_place(s)}")
+            self.note(f"unknown condition at {place(s)}")
         return cond
 
     def merge(self, s: If, taken: bool) -> None:
@@ -255,10 +183,10 @@ class _Walker:
                 self.env[v] = None
 
     # ---- what is static about an op
-    def fact(self, s: Let) -> _Facts:
+    def fact(self, s: Let) -> Facts:
         found = self.facts.get(id(s))
         if found is None:
-            found = self.facts[id(s)] = _facts(s, self.rates)
+            found = self.facts[id(s)] = facts(s, self.rates)
         return found
 
     def is_timed(self, block: Block) -> bool:
@@ -269,88 +197,38 @@ class _Walker:
             self.timed[key] = any(self.fact(s).pipe is not None for s in lets)
         return self.timed[key]
 
-    def settle(self, run: TaskRun, footprint: dict[Var, _Footprint]) -> None:
+    def settle(self, run: TaskRun) -> None:
         """Now that all boxes are known: what of each load comes from memory, and what again from L2."""
+        asked: dict[Var, int] = {}
+        boxes: dict[Var, dict[Hashable, int]] = {}
+        operations = [o for block in run.blocks for o in block]
+        for i, o in enumerate(operations):
+            run.flops += o.flops
+            if o.pipe is Pipe.LOAD and o.tensor is not None:
+                asked[o.tensor] = asked.get(o.tensor, 0) + o.bytes
+                boxes.setdefault(o.tensor, {})[i if o.box is None else o.box] = o.bytes
+            elif o.pipe is Pipe.STORE:
+                run.memory_bytes += o.bytes
         share = {}
-        for tensor, f in footprint.items():
-            fits = f.distinct <= self.rates.l2_bytes
-            share[tensor] = f.distinct / f.asked if fits and f.asked else 1.0
-            run.memory_bytes += f.distinct if fits else f.asked
-            run.read_bytes += f.asked
+        for tensor, n in asked.items():
+            distinct = sum(boxes[tensor].values())
+            share[tensor] = distinct / n if n and distinct <= self.rates.l2_bytes else 1.0
+            run.memory_bytes += distinct if distinct <= self.rates.l2_bytes else n
+            run.read_bytes += n
         again = self.rates.memory / self.rates.l2
-        for block in run.blocks:
-            for o in block:
-                run.flops += o.flops
-                if o.pipe is Pipe.LOAD and o.tensor is not None:
-                    first = share[o.tensor]
-                    o.amount *= first + (1 - first) * again
-                elif o.pipe is Pipe.STORE:
-                    run.memory_bytes += o.bytes
-                elif o.pipe is Pipe.CROSS:
-                    o.amount *= again
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """``pipe`` is None for an op without time; then its result is as ready as its operands."""
-
-    pipe: Pipe | None
-    seconds: float
-    flops: int
-    access: Access | None
-    element_bytes: int
-    crossing_bytes: int
-    place: str
-    operands: tuple[Var, ...]
-
-
-def _facts(s: Let, rates: Rates) -> _Facts:
-    op = s.op
-    if not isinstance(op, OpDef):
-        raise InternalError(f"{op.name} at {s.span} is not in the registry")
-    tiles = tuple(x for a in s.args for x in arg_exprs(a) if isinstance(x, Var) and isinstance(x.type, TileType))
-    pipe, seconds, flops, access, size, crossing = None, 0.0, 0, None, 1, 0
-    timed = [t for v in (*tiles, *s.results) if isinstance(t := v.type, TileType)]
-    if op.name in ("load", "store"):
-        pipe = Pipe.LOAD if op.name == "load" else Pipe.STORE
-        (access,) = op.access(s)
-        tensor = access.tensor.type
-        size = tensor.dtype.bytes if isinstance(tensor, TensorType) else 1
-    elif op.unit is Unit.CUBE:
-        pipe, flops = Pipe.CUBE, op.cost(s).flops
-        wide = any(t.dtype.is_float and t.dtype.bytes > 2 for v in tiles if isinstance(t := v.type, TileType)
-                   and v is not s.args[0] or op.name == "matmul")  # fmt: skip
-        seconds = flops * (rates.fp32_passes if wide else 1) / rates.cube
-    elif op.unit is Unit.VEC and op.alias is None and timed:
-        pipe = Pipe.VECTOR
-        made = [t.elements for v in s.results if isinstance(t := v.type, TileType)]
-        flops = op.cost(s).flops or max(made, default=1)
-        lanes = 2 if any(t.split is not SplitMode.NONE for t in timed) else 1
-        seconds = flops / lanes / rates.vector
-    elif op.name == "move" and rates.ring_in_memory and _ends(s) in CROSSINGS:
-        pipe = Pipe.CROSS
-        crossing = 2 * timed[0].bytes
-    return _Facts(pipe, seconds, flops, access, size, crossing, _place(s), tiles)
-
-
-def _ends(s: Let) -> tuple[Mem | None, Mem | None]:
-    source, dest = (v.type for v in (s.args[0], s.result))  # type: ignore[union-attr]
-    if not isinstance(source, TileType) or not isinstance(dest, TileType):
-        raise InternalError(f"the move at {s.span} is not of a tile")
-    return source.space, dest.space
-
-
-def _place(s: Stmt) -> str:
-    return f"{PurePath(s.span.file).name}:{s.span.line}"
+        for o in operations:
+            if o.pipe is Pipe.LOAD and o.tensor is not None:
+                o.amount *= share[o.tensor] + (1 - share[o.tensor]) * again
+            elif o.pipe is Pipe.CROSS:
+                o.amount *= again
 
 
 class _BlockWalker:
     """One block of a region.  The value of a tile is the position of the operation that makes it, or -1."""
 
-    def __init__(self, walker: _Walker, footprint: dict[Var, _Footprint]) -> None:
+    def __init__(self, walker: _Walker) -> None:
         self.w = walker
         self.env = walker.env
-        self.footprint = footprint
         self.out: Operations = []
         self.gate = -1  # what the current trip waits for
         self.stored: dict[Var, int] = {}
@@ -392,10 +270,9 @@ class _BlockWalker:
             return
         op = Operation(fact.pipe, (), fact.seconds, 0, fact.flops, s.op.spelling, fact.place)
         if fact.access is not None:
-            after = self.transfer(op, fact, after)
-        elif fact.crossing_bytes:
-            op.bytes = fact.crossing_bytes
-            op.amount = float(op.bytes)
+            after = self.transfer(op, fact, fact.access, after)
+        elif fact.pipe is Pipe.CROSS:
+            op.bytes, op.amount = fact.crossing, float(fact.crossing)
         op.after = tuple(dict.fromkeys(t for t in (self.gate, *after) if t >= 0))
         token = self.emit(op)
         if fact.pipe is Pipe.STORE and op.tensor is not None:
@@ -403,28 +280,19 @@ class _BlockWalker:
         for v in s.results:
             self.env[v] = token if isinstance(v.type, TileType) else None
 
-    def transfer(self, op: Operation, fact: _Facts, after: tuple[int, ...]) -> tuple[int, ...]:
-        access = fact.access
-        if access is None:
-            raise InternalError("a transfer without an access")
+    def transfer(self, op: Operation, fact: Facts, access: Access, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Fill in a load or a store; gives what it waits for."""
         buffer: _Buffer = self.env[access.tensor]
-        box = [self.extent(v, d) for v, d in zip(access.valid, access.shape, strict=True)]
+        extents = tuple(self.extent(v, d) for v, d in zip(access.valid, access.shape, strict=True))
         op.bytes = fact.element_bytes
-        for n in box:
+        for n in extents:
             op.bytes *= n
         op.amount, op.tensor, op.label = float(op.bytes), buffer.root, f"{op.label} {buffer.root.name}"
-        if self.run_bytes(access, box, fact.element_bytes) < self.w.rates.transfer_bytes:
+        if self.run_bytes(access, extents, fact.element_bytes) < self.w.rates.transfer_bytes:
             op.amount /= self.w.rates.short_share
-        if op.pipe is Pipe.LOAD:
-            f = self.footprint.setdefault(buffer.root, _Footprint())
-            f.asked += op.bytes
-            offset = tuple(self.w.value(x) for x in access.offset)
-            if None in offset:
-                f.unknown += op.bytes
-            else:
-                f.boxes[(buffer.view, offset, tuple(box))] = op.bytes
-            return (*after, self.stored.get(buffer.root, -1))
-        return after
+        offset = tuple(self.w.value(x) for x in access.offset)
+        op.box = None if None in offset else (buffer.view, offset, extents)
+        return (*after, self.stored.get(buffer.root, -1)) if op.pipe is Pipe.LOAD else after
 
     def extent(self, valid: Any, shape: Any) -> int:
         for d in (valid, shape):
@@ -433,7 +301,7 @@ class _BlockWalker:
                 return max(int(n), 0)
         return 1
 
-    def run_bytes(self, access: Access, box: list[int], size: int) -> int:
+    def run_bytes(self, access: Access, box: tuple[int, ...], size: int) -> int:
         """Contiguous bytes: the last axis, and further ones while the box spans the tensor."""
         t = access.tensor.type
         shape = t.shape if isinstance(t, TensorType) else ()
@@ -490,15 +358,4 @@ class _BlockWalker:
         return True
 
     def seconds(self, o: Operation) -> float:
-        return o.amount / self.w.rates.core if o.pipe in TRANSFERS else o.amount
-
-
-__all__ = ["Operation", "Operations", "Pipe", "TRANSFERS", "TaskRun", "work_of"]
-
-
-def total(runs: list[TaskRun], name: str) -> int:
-    """The sum of one of the counts of all runs."""
-    return sum(int(getattr(r, name)) for r in runs)
-
-
-Given = Mapping[str, Any]
+        return o.amount / self.w.rates.core if o.pipe is not None and o.pipe.is_transfer else o.amount

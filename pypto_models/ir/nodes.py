@@ -24,7 +24,9 @@ from ..errors import NOWHERE, InternalError, Span
 from .expr import Expr, Var
 from .types import DType, Mem, SplitMode
 
-Arg: TypeAlias = "Expr | tuple[Expr, ...] | tuple[Var, ...] | DType | Mem | Enum | str | bool | int | float | None"
+Arg: TypeAlias = (
+    "Expr | tuple[Expr, ...] | tuple[Var, ...] | DType | Mem | Enum | str | bool | int | float | None"
+)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .expr import Expr, Var, free_vars, substitute
 from .nodes import Arg, Bind, Block, Carried, For, If, Let, Merged, Region, Return, Scope, Stmt
@@ -120,7 +121,8 @@ class Rewriter:
         if isinstance(a, Expr):
             return self.expr(a)
         if isinstance(a, tuple):
-            return tuple(self.arg(x) for x in a)  # type: ignore[return-value]
+            items: tuple[Any, ...] = a
+            return tuple(self.expr(x) if isinstance(x, Expr) else x for x in items)
         return a
 
     def var(self, v: Var) -> Var:
@@ -132,7 +134,8 @@ class Rewriter:
         for s in block:
             new = self.stmt(s)
             out.extend((new,) if not isinstance(new, tuple) else new)
-        return block if len(out) == len(block) and all(a is b for a, b in zip(out, block, strict=True)) else tuple(out)
+        same = len(out) == len(block) and all(a is b for a, b in zip(out, block, strict=True))
+        return block if same else tuple(out)
 
     def stmt(self, s: Stmt) -> Stmt | Block:
         return self.descend(s)
@@ -159,7 +162,9 @@ class Rewriter:
         if isinstance(s, If):
             cond = self.expr(s.cond)
             then, orelse = self.block(s.then), self.block(s.orelse)
-            merged = tuple(Merged(self.var(m.result), self.expr(m.then), self.expr(m.orelse)) for m in s.merged)
+            merged = tuple(
+                Merged(self.var(m.result), self.expr(m.then), self.expr(m.orelse)) for m in s.merged
+            )
             return replace(s, cond=cond, then=then, orelse=orelse, merged=merged)
         if isinstance(s, Region):
             count = self.expr(s.count) if s.count is not None else None

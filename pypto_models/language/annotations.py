@@ -13,7 +13,6 @@ from ..ir.expr import DimVar
 from ..ir.nodes import Direction
 from ..ir.types import DType, Mem, SplitMode
 
-
 # In a kernel's body a parameter is a value with attributes and operators, which only the front end knows.
 if TYPE_CHECKING:
     _Value = Any
@@ -33,7 +32,7 @@ RUNTIME = _Runtime()
 
 @dataclass(frozen=True)
 class TensorAnnotation:
-    """``shape`` entries are ints, :class:`DimVar` or RUNTIME; None means that the shape comes from the call."""
+    """``shape`` entries are ints, :class:`DimVar` or RUNTIME; None: the shape comes from the call."""
 
     shape: tuple[Any, ...] | None = None
     dtype: DType | None = None
@@ -69,7 +68,7 @@ def _as_tuple(key: Any) -> tuple[Any, ...]:
 
 
 class Tensor(_Value):
-    """``pl.Tensor[[dims], dtype]``: a tensor in global memory.  Bare ``pl.Tensor`` takes the caller's shape."""
+    """``pl.Tensor[[dims], dtype]``: a tensor in global memory.  A bare one takes the caller's shape."""
 
     def __class_getitem__(cls, key: Any) -> TensorAnnotation:
         shape, *rest = _as_tuple(key)

@@ -36,7 +36,8 @@ def load_whole(ctx: Context, tensor: Var, op: str, span: Span) -> Var:
     t = tensor.type
     if not isinstance(t, TensorType) or not all(isinstance(d, int) for d in t.shape):
         raise user_error(
-            Diag.NOT_CONSTANT, span, what=f"the shape of the tensor {tensor.name!r}, which {op} needs whole on chip,",
+            Diag.NOT_CONSTANT, span,
+            what=f"the shape of the tensor {tensor.name!r}, which {op} needs whole on chip,",
             fix=f"slice a tile of it: pl.slice({tensor.name}, [rows, cols], [row, col])",
         )  # fmt: skip
     load = REGISTRY["load"]
@@ -144,7 +145,7 @@ def _choice(op: str, param: OpParam, value: Any) -> Any:
     given = value.value if isinstance(value, Enum | Const) else value
     by_number = param.name == "mode" and isinstance(given, int) and not isinstance(given, bool)
     if by_number and 0 <= given < len(param.choices):  # pypto numbers the rounding modes in this order
-        given = param.choices[given]
+        given = param.choices[int(given)]
     if given in param.choices:
         return given
     raise user_error(

@@ -18,14 +18,14 @@ class KernelOnly(RuntimeError):
 
 @dataclass(frozen=True)
 class Marker:
-    """Anything of ``pl`` that a kernel may call.  ``namespace`` is "", "tensor", "tile", "array" or "system"."""
+    """Anything of ``pl`` that a kernel may call; ``namespace`` is "tensor" in ``pl.tensor.dim``, else ""."""
 
     name: str
     namespace: str = ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise KernelOnly(
-            f"{self} is part of the kernel language: it is parsed inside of a @pl.jit function, never executed"
+            f"{self} is part of the kernel language: it is parsed in a @pl.jit function, never executed"
         )
 
     def __str__(self) -> str:

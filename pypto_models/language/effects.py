@@ -61,15 +61,15 @@ def written_params(function: Function) -> frozenset[Var]:
 
 
 def check_effects(ctx: Context, kernel: Kernel, function: Function) -> None:
-    """Report Out parameters that nothing writes and mixed writes; warn of writes that the caller never sees."""
+    """Report unwritten Out parameters and mixed writes; warn of writes that the caller never sees."""
     written = written_params(function)
     for p in function.params:
         if p.direction is Direction.OUT and p.var not in written:
             ctx.report(_out_not_written(ctx, kernel, p.var))
         if p.direction is Direction.IN and p.var in written:
             ctx.warn(
-                f"{p.var.span}: the kernel writes {p.name!r}, which is not declared pl.Out or pl.InOut: the caller "
-                "does not see the change"
+                f"{p.var.span}: the kernel writes {p.name!r}, which is not declared pl.Out or pl.InOut: "
+                "the caller does not see the change"
             )
     _check_mixed_writes(ctx, function)
 

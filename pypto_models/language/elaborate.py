@@ -23,9 +23,9 @@ def _tuple(ctx: Context, node: ast.Tuple | ast.List, hint: str) -> Any:
 
 
 _EXPRESSIONS: dict[type[ast.expr], Callable[[Context, Any, str], Any]] = {
-    ast.Name: lambda ctx, node, hint: lookup.name(ctx, node),
-    ast.Constant: lambda ctx, node, hint: lookup.constant(ctx, node),
-    ast.Attribute: lambda ctx, node, hint: lookup.attribute(ctx, node),
+    ast.Name: lookup.name,
+    ast.Constant: lookup.constant,
+    ast.Attribute: lookup.attribute,
     ast.Tuple: _tuple,
     ast.List: _tuple,
     ast.BinOp: arithmetic.binop,

@@ -78,7 +78,7 @@ _sources = itertools.count(1)
 
 
 def parse(text: str, name: str | None = None) -> Function:
-    """The function of a piece of language source, such as the printer's output; its last entry, or ``name``."""
+    """The function of language source, such as the printer's output: its last entry, or ``name``."""
     file = f"<source {next(_sources)}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     module = types.ModuleType(file)

@@ -1,4 +1,4 @@
-"""Inline kernels are spliced into their caller: parameters are names for the arguments, checked on the way in."""
+"""Inline kernels are spliced into their caller: parameters are names for the arguments, which are checked."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _default(spec: ast.arguments, name: str) -> Any:
 
 
 def _argument(ctx: Context, caller: Frame, param: ast.arg, value: Any, place: Span) -> Any:
-    """Check an argument against the parameter's annotation.  The mistake is the call's: errors point there."""
+    """Check an argument against the parameter's annotation; errors point at the call."""
     if param.annotation is None:
         return value
     wanted = annotation_value(ctx, param.annotation)
@@ -159,8 +159,8 @@ def _admit_scalar(ctx: Context, dtype: DType | None, value: Any, name: str, node
         return value
     if not isinstance(kind, ScalarType) or dtype == TASK_ID:
         raise ctx.error(
-            Diag.ANNOTATION, node, name=name, why=f"got {show(value)} for a {dtype or ''} scalar".replace("  ", " "),
-            fix="make them agree",
+            Diag.ANNOTATION, node, name=name,
+            why=f"got {show(value)} for {'a scalar' if dtype is None else dtype}", fix="make them agree",
         )  # fmt: skip
     if dtype is None or kind.dtype == dtype:
         return value
@@ -174,8 +174,8 @@ def _admit_scalar(ctx: Context, dtype: DType | None, value: Any, name: str, node
 
 
 def _check_extents(
-    ctx: Context, wanted: types.TensorAnnotation | types.TileAnnotation, got: TensorType | TileType, name: str,
-    node: ast.AST,
+    ctx: Context, wanted: types.TensorAnnotation | types.TileAnnotation, got: TensorType | TileType,
+    name: str, node: ast.AST,
 ) -> None:  # fmt: skip
     if wanted.dtype is not None and wanted.dtype != got.dtype:
         raise ctx.error(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from ..errors import Diag, Span, UserError
+from ..errors import Diag, InternalError, Span, UserError
 from ..ir.expr import Const, Expr, Var, free_vars
 from ..ir.nodes import Block, Carried, For, If, Merged, Stmt
 from ..ir.rewrite import Rewriter, defs, inner_defs, operands, uses, walk
@@ -41,7 +41,10 @@ def join_types(a: Type | None, b: Type | None) -> Type | None:
     return a if a == b else None
 
 
-def _as(value: Expr, t: Type) -> Expr:
+def _as(value: Any, t: Type) -> Expr:
+    """A joined value as the type of the join: an index literal takes the dtype of the other side."""
+    if not isinstance(value, Expr):
+        raise InternalError(f"{value!r} is joined as {t}")
     return adapt(value, t.dtype) if isinstance(t, ScalarType) else value
 
 
@@ -61,7 +64,7 @@ class LoopJoin:
     parallel: bool = False
 
     def run(self, assigned: set[str], body: Callable[[], Block]) -> tuple[Block, tuple[Carried, ...]]:
-        """The body's block and the carried values; afterwards every name means what it does after the loop."""
+        """The body's block and the carried values; names then mean what they do after the loop."""
         own = len(self.before) - 1
         kinds: dict[Key, Type] = {}
         for name, value in self.before[own].items():
@@ -144,12 +147,12 @@ class LoopJoin:
             error = self._refusal(name, param, init, value)
             if error is not None:
                 if param in reads:
-                    raise replace_span(error, reads[param])
+                    raise Undefined(error).read_at(reads[param])
                 names[name] = Undefined(error)
                 continue
-            result = Var(name, param.type, self.span)
-            carried.append(Carried(param, _as(init, param.type), _as(value, param.type), result))
-            names[name] = result
+            names[name] = result = Var(name, param.type, self.span)
+            start, end = (_as(x, param.type) for x in (init, value))
+            carried.append(Carried(param, start, end, result))
         self._forget(after, params)
         if unchanged:
             rewriter = Rewriter(env=unchanged)
@@ -190,10 +193,6 @@ class LoopJoin:
         after = "another value" if value is None else show_type(value)
         fields = {"name": name, "construct": "loop", "before": show_type(init), "after": after}
         return UserError(Diag.CARRIED_TYPE, self.span, dict(fields))
-
-
-def replace_span(error: UserError, span: Span) -> UserError:
-    return UserError(error.diag, span, dict(error.fields), list(error.notes))
 
 
 def not_on_every_path(name: str, construct: str, span: Span) -> UserError:

@@ -22,9 +22,11 @@ BUILTINS = {"min": min, "max": max, "abs": abs, "float": float, "int": int, "ran
 LANGUAGE = __package__
 
 _ADMITTED = (
-    bool, int, float, str, Enum, DType, Marker, Kernel, ModuleType, list, tuple, type, FunctionType, Namespace,
+    bool, int, float, str, Enum, DType, Marker, Kernel, ModuleType, list, tuple, type, FunctionType,
+    Namespace,
     Split, Slots, AutoChunk, type(types.RUNTIME),
-    types.TensorAnnotation, types.TileAnnotation, types.ScalarAnnotation, types.ArrayAnnotation, types.Directed,
+    types.TensorAnnotation, types.TileAnnotation, types.ScalarAnnotation, types.ArrayAnnotation,
+    types.Directed,
 )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class BindDynamic:
     """``t.bind_dynamic``: handled when the kernel's parameters are made; a no-op in the body."""
 
 
-def name(ctx: Context, node: ast.Name) -> Any:
+def name(ctx: Context, node: ast.Name, hint: str) -> Any:
     """A name: a local, an overridden constant, a global of the kernel's module, a builtin."""
     if node.id in ctx.names:
         value = ctx.names[node.id]
@@ -52,7 +54,7 @@ def name(ctx: Context, node: ast.Name) -> Any:
     raise ctx.error(Diag.UNDEFINED, node, name=node.id, fix=fix)
 
 
-def attribute(ctx: Context, node: ast.Attribute) -> Any:
+def attribute(ctx: Context, node: ast.Attribute, hint: str) -> Any:
     """``pl.X``, ``module.CONSTANT``, ``Enum.member``, ``tensor.shape``."""
     base = ctx.evaluate(node.value)
     if is_data(base):
@@ -84,7 +86,7 @@ def _tensor_attribute(ctx: Context, base: Expr, node: ast.Attribute) -> Any:
     )
 
 
-def constant(ctx: Context, node: ast.Constant) -> Any:
+def constant(ctx: Context, node: ast.Constant, hint: str) -> Any:
     """A literal."""
     value = node.value
     if value is None or isinstance(value, str):
@@ -111,7 +113,7 @@ def resolve(ctx: Context, node: ast.AST) -> Any:
 
 
 def find_global(kernel: Kernel, node: ast.AST) -> Any:
-    """What a name or ``module.name`` means in the module or closure of a kernel; MISSING for anything else."""
+    """What a name or ``module.name`` means to a kernel's module or closure; MISSING for anything else."""
     if isinstance(node, ast.Name):
         return kernel.lookup(node.id)
     if isinstance(node, ast.Attribute):

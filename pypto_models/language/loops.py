@@ -1,4 +1,4 @@
-"""``for``: pl.range, pl.parallel, pl.pipeline become loops, pl.unroll repeats its body, pl.spmd is a region."""
+"""``for``: range, parallel and pipeline become loops, unroll repeats its body, spmd is a region."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def for_(ctx: Context, node: ast.For) -> None:
     call, target = node.iter, node.target
     if not isinstance(call, ast.Call):
         raise ctx.error(
-            Diag.SYNTAX, call, what="this iterator", fix="write `for i in pl.range(n):` (or parallel, pipeline, unroll, spmd)"
+            Diag.SYNTAX, call, what="this iterator",
+            fix="write `for i in pl.range(n):` (or parallel, pipeline, unroll, spmd)",
         )  # fmt: skip
     if not isinstance(target, ast.Name):
         raise ctx.error(Diag.SYNTAX, target, what="this loop variable", fix="use one name")
@@ -93,8 +94,8 @@ def _loop(
     region = ctx.place.region
     if kind is LoopKind.PARALLEL and region is not None:
         raise ctx.error(
-            Diag.MISPLACED, call, what="pl.parallel launches tasks, and this loop", why=f"is inside of {region}",
-            fix="use pl.range or pl.pipeline inside of a region",
+            Diag.MISPLACED, call, what="pl.parallel launches tasks, and this loop",
+            why=f"is inside of {region}", fix="use pl.range or pl.pipeline inside of a region",
         )  # fmt: skip
     if kind is LoopKind.PIPELINE and region is None:
         raise ctx.error(

@@ -15,8 +15,10 @@ from pathlib import Path
 from ..errors import Span
 
 # ------------------------------------------------------------------------------------------ supported
-_DTYPES = "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP16 BF16 FP32 FP8E4M3FN FP8E5M2 FP8E8M0 INDEX TASK_ID"
-_TYPES = "Tensor Tile Scalar Array Out InOut TaskId Mem MemorySpace SplitMode Level Role PadValue AtomicType TensorLayout"
+_INTEGERS = "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 INDEX TASK_ID"
+_FLOATS = "FP16 BF16 FP32 FP8E4M3FN FP8E5M2 FP8E8M0"
+_TYPES = "Tensor Tile Scalar Array Out InOut TaskId"
+_ENUMS = "Mem MemorySpace SplitMode Level Role PadValue AtomicType TensorLayout ND NZ"
 _UNARY = "neg abs exp log sqrt recip row_sum row_max row_min col_sum col_max col_min"
 _BINARY = "add sub mul div maximum minimum"
 _EXPAND = (
@@ -29,9 +31,8 @@ _SLICE = "input shape offset valid_shape drop_dims pad_value clamp"
 SUPPORTED: dict[str, tuple[str, ...]] = {
     name: tuple(keywords.split())
     for names, keywords in [
-        (_DTYPES, ""),
-        (_TYPES, ""),
-        ("RUNTIME ND NZ auto_chunk jit tensor tile array system parse", ""),
+        (f"{_INTEGERS} {_FLOATS} {_TYPES} {_ENUMS}", ""),
+        ("RUNTIME auto_chunk jit tensor tile array system parse", ""),
         ("dynamic", "name"),
         (_UNARY, "input"),
         ("rsqrt", "input high_precision"),
@@ -85,8 +86,9 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
     for names, why, fix in [
         ("sort32 mrgsort gather gather_row scatter scatter_update arange ci concat MaskPattern", _LATER,
          "write it with the supported ops, or keep this kernel on pypto"),
-        ("row_expand row_expand_max row_expand_min row_expand_expdif col_expand col_expand_max col_expand_min "
-         "col_expand_expdif row_argmax row_argmin row_prod col_argmax col_argmin col_prod expands sum",
+        ("row_expand row_expand_max row_expand_min row_expand_expdif col_expand col_expand_max "
+         "col_expand_min col_expand_expdif row_argmax row_argmin row_prod col_argmax col_argmin col_prod "
+         "expands sum",
          _LATER, _OPS),
         ("load store create_tile create_l1 prefetch paged_gather mscatter mgather", _LATER,
          "use pl.slice and pl.assemble, which load and store inside of a region"),
@@ -94,11 +96,12 @@ UNSUPPORTED: dict[str, tuple[str, str]] = {
         ("view reinterpret_view transpose_view expand_clone fillpad_expand sel sels relu lrelu prelu cmps",
          _LATER,
          _OPS),
-        ("sin cos fmod fmods rem rems tri random and_ ands or_ ors xor xors not_ shl shls shr shrs maxs mins addc "
-         "addsc subc subsc part_add part_mul part_max part_min", _LATER, _OPS),
+        ("sin cos fmod fmods rem rems tri random and_ ands or_ ors xor xors not_ shl shls shr shrs maxs mins "
+         "addc addsc subc subsc part_add part_mul part_max part_min", _LATER, _OPS),
         ("split_aiv aiv_shard aic_gather", _LANES, "use optimizations=[pl.split(pl.SplitMode.UP_DOWN)]"),
-        ("tpush_to_aiv tpush_to_aic tpop_from_aic tpop_from_aiv tfree_to_aic tfree_to_aiv aic_initialize_pipe "
-         "aiv_initialize_pipe reserve_buffer import_peer_buffer ReservedBuffer ImportedBuffer AUTO", _PIPES,
+        ("tpush_to_aiv tpush_to_aic tpop_from_aic tpop_from_aiv tfree_to_aic tfree_to_aiv "
+         "aic_initialize_pipe aiv_initialize_pipe reserve_buffer import_peer_buffer ReservedBuffer "
+         "ImportedBuffer AUTO", _PIPES,
          "write one mixed region"),
         ("program function inline func_attr FunctionType InlineFunction yield_ incore auto_incore",
          _OLD_STYLE,

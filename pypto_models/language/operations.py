@@ -69,7 +69,8 @@ def _first(op_def: OpDef, args: list[Any], keywords: dict[str, Any]) -> Any:
 
 def _misplaced(ctx: Context, marker: OpMarker, node: ast.AST) -> UserError:
     return ctx.error(
-        Diag.MISPLACED, node, what=f"{marker} computes on a core, and this call", why="is outside of any region",
+        Diag.MISPLACED, node, what=f"{marker} computes on a core, and this call",
+        why="is outside of any region",
         fix="put it into `with pl.at(level=pl.Level.CORE_GROUP):` or a pl.spmd body",
     )  # fmt: skip
 

@@ -36,7 +36,8 @@ def parameters(ctx: Context, kernel: Kernel, args: tuple[Any, ...]) -> tuple[Par
         )  # fmt: skip
     if args and len(args) != len(nodes):
         raise ctx.error(
-            Diag.BAD_CALL, kernel.node, op=kernel.name, why=f"{len(args)} arguments for {len(nodes)} parameters",
+            Diag.BAD_CALL, kernel.node, op=kernel.name,
+            why=f"{len(args)} arguments for {len(nodes)} parameters",
             signature=f"{kernel.name}({', '.join(n.arg for n in nodes)})",
         )  # fmt: skip
     dynamic = dict(_dynamic_dims(ctx, kernel))
@@ -73,7 +74,7 @@ def _dynamic_dims(ctx: Context, kernel: Kernel) -> Iterator[tuple[tuple[str, int
 
 
 def _parameter(ctx: Context, node: ast.arg, given: Any, dynamic: dict[tuple[str, int], DimVar]) -> Param:
-    wanted = annotation_value(ctx, node.annotation) if node.annotation is not None else None
+    wanted: Any = annotation_value(ctx, node.annotation) if node.annotation is not None else None
     direction = Direction.IN
     if isinstance(wanted, types.Directed):
         wanted, direction = wanted.inner, wanted.direction
@@ -151,7 +152,8 @@ def _check_actual(
     if bad:
         shown = ", ".join(show_extent(d) for d in dims)
         raise ctx.error(
-            Diag.ANNOTATION, node, name=node.arg, why=f"the argument is {list(actual)}, the annotation says [{shown}]",
+            Diag.ANNOTATION, node, name=node.arg,
+            why=f"the argument is {list(actual)}, the annotation says [{shown}]",
             fix="pass a tensor of that shape, or make the extent pl.dynamic",
         )  # fmt: skip
 

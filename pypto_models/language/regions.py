@@ -70,7 +70,7 @@ def _at(ctx: Context, node: ast.With, call: ast.Call, tid: ast.Name | None) -> N
     if len(args) > 2 or any(k in keywords for k in ("level", "role")[: len(args)]):
         raise ctx.error(
             Diag.BAD_CALL, call, op="pl.at", why="level and role are its only positional arguments",
-            signature="pl.at(level=pl.Level.CORE_GROUP, role=..., optimizations=[...], deps=[...], name_hint=...)",
+            signature="pl.at(level, role, optimizations=[...], deps=[...], name_hint=...)",
         )  # fmt: skip
     keywords |= dict(zip(("level", "role"), args, strict=False))
     level, role = keywords.get("level"), keywords.get("role")

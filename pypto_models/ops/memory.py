@@ -56,8 +56,8 @@ _CREATE = (
 )
 CREATE = op(
     "create", *_CREATE, spelling="create_tensor",
-    doc="Outside of a region: a tensor in global memory, undefined unless ``init_value`` is given.  ``layout`` "
-    "and ``manual_dep`` are hints; results do not change.",
+    doc="Outside of a region: a tensor in global memory, undefined unless ``init_value`` is given.  "
+    "``layout`` and ``manual_dep`` are hints; results do not change.",
     infer=_create_infer, unit=Unit.NONE, accepts=lambda first, inside: not inside, outside=True,
 )  # fmt: skip
 CREATE_TILE = op(
@@ -164,6 +164,7 @@ def _reshape_split(axis: int, let: Let) -> str | None:
     return f"it moves elements of {describe(old)} across the lanes of {describe(new)}"
 
 
+_X = OpParam("x", Kind.TILE, synonyms=("input",))
 _SHAPE_ONLY = OpParam("shape", Kind.INDEX)
 VIEW_RESHAPE = op(
     "view_reshape", OpParam("t", Kind.TENSOR, synonyms=("input",)), _SHAPE_ONLY, spelling="reshape",
@@ -172,7 +173,7 @@ VIEW_RESHAPE = op(
     outside=True, alias="t",
 )  # fmt: skip
 RESHAPE = op(
-    "reshape", OpParam("x", Kind.TILE, synonyms=("input",)), _SHAPE_ONLY, doc="A tile with other extents, row-major, zero copy.",
+    "reshape", _X, _SHAPE_ONLY, doc="A tile with other extents, row-major, zero copy.",
     infer=_reshape_infer, reference=_reshape_reference, accepts=accepts(True, TileType), split=_reshape_split,
     alias="x",
     samples=(
@@ -209,7 +210,7 @@ def _validshape_reference(x: TileValue, rows: int, cols: int) -> TileValue:
 
 
 SET_VALIDSHAPE = op(
-    "set_validshape", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("rows", Kind.SCALAR), OpParam("cols", Kind.SCALAR),
+    "set_validshape", _X, OpParam("rows", Kind.SCALAR), OpParam("cols", Kind.SCALAR),
     doc="Shrink the valid rectangle to [rows, cols]; no data moves.", infer=_validshape_infer,
     unit=Unit.NONE, reference=_validshape_reference, alias="x",
     samples=(Sample((T((16, 32), FP32), 5, 17)),),
@@ -239,7 +240,7 @@ def _transpose_split(axis: int, let: Let) -> str | None:
 
 
 TRANSPOSE = op(
-    "transpose", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("axis1", Kind.SCALAR), OpParam("axis2", Kind.SCALAR),
+    "transpose", _X, OpParam("axis1", Kind.SCALAR), OpParam("axis2", Kind.SCALAR),
     doc="Exchange the two axes of a tile.", infer=_transpose_infer, reference=_transpose_reference,
     split=_transpose_split,
     samples=(Sample((T((16, 32), FP32), 0, 1)), Sample((T((16, 32), BF16, (5, 9)), 0, 1))),
@@ -256,7 +257,7 @@ def _move_reference(x: TileValue, target_memory: Mem) -> TileValue:
 
 
 MOVE = op(
-    "move", OpParam("x", Kind.TILE, synonyms=("input",)), OpParam("target_memory", Kind.MEM),
+    "move", _X, OpParam("target_memory", Kind.MEM),
     doc="Move a tile to another memory space; values stay.  The compiler inserts these between the cube and "
     "the vector part of a mixed region.", infer=_move_infer, unit=Unit.NONE, reference=_move_reference,
     samples=(Sample((T((16, 32), FP32), Mem.Vec)),),

@@ -61,7 +61,8 @@ def _reduction(name: str, axis: int, fn: Reduce, combine: str, doc: str) -> OpDe
         return None
 
     return op(
-        name, OpParam("x", Kind.TILE, synonyms=("input",)), doc=doc, infer=infer, reference=reference, cost=elements_cost,
+        name, OpParam("x", Kind.TILE, synonyms=("input",)), doc=doc, infer=infer, reference=reference,
+        cost=elements_cost,
         split=split, combine=combine,
         samples=(
             Sample((T((16, 32), FP32),)),

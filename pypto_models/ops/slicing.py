@@ -331,8 +331,8 @@ def insert_reference(target: TileValue, source: TileValue, offset: Any, atomic: 
 STORE = op(
     "store", OpParam("target", Kind.TENSOR), *_ASSEMBLE, spelling="assemble",
     doc="Write the valid rectangle of ``source`` into ``target`` at ``offset``, in place, and give "
-    "``target`` back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular order; "
-    "the target must be zeroed before.  Note that ``out = value`` only rebinds a Python name.",
+    "``target`` back.  ``t[a:b, :] = v`` is sugar.  ``atomic=pl.AtomicType.Add`` adds, in no particular "
+    "order; the target must be zeroed before.  Note that ``out = value`` only rebinds a Python name.",
     infer=_store_infer, unit=Unit.NONE, reference=_store_reference, access=_store_access, cost=move_cost,
     accepts=accepts(True, TensorType),
 )  # fmt: skip

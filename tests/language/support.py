@@ -17,7 +17,8 @@ from pypto_models.ir.printer import format_function
 from pypto_models.ir.rewrite import walk
 from pypto_models.ir.verify import verify
 
-OUT_ROWS = pl.dynamic("OUT")
+OUT_ROWS = pl.dynamic("OUT")  # read by kernels as support.OUT_ROWS
+FACTOR = 4
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -75,6 +76,12 @@ def marked(error: UserError) -> str:
     line = linecache.getline(error.span.file, error.span.line)
     end = error.span.end_col if error.span.end_line == error.span.line else len(line)
     return line[error.span.col : end].strip()
+
+
+def line_of(kernel: Any, text: str) -> int:
+    """The first line of the kernel that holds ``text``."""
+    lines = linecache.getlines(kernel.file)
+    return next(i for i in range(kernel.span.line, len(lines)) if text in lines[i - 1])
 
 
 def fails(body: str, kernels: str = "") -> UserError:

@@ -8,7 +8,7 @@ import pypto_models.language as pl
 from pypto_models.errors import NOWHERE, Diag, UserError, user_error
 from pypto_models.language.kernel import Kernel
 
-from .support import error_of, fails, marked, source
+from .support import error_of, fails, line_of, marked, source
 
 CORE = pl.Level.CORE_GROUP
 
@@ -22,7 +22,7 @@ def misspelt(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl
 
 def test_the_whole_text_of_an_error() -> None:
     error = error_of(misspelt)
-    line = misspelt.span.line + 2
+    line = line_of(misspelt, "pl.row_summ")
     assert isinstance(error, ValueError)
     assert str(error) == (
         f"{__file__}:{line}:13: error[unknown-op]: unknown operation 'pl.row_summ'\n"
@@ -215,7 +215,8 @@ def test_all_errors_are_found_at_once_and_none_follows_from_another() -> None:
         ("unknown-op", "pl.row_sun"),
         ("shape", "pl.sub(x, w)"),
     ]
-    inside = f"in the inline kernel two_mistakes, called at {__file__}:{four_mistakes.span.line + 6}:17"
+    line = line_of(four_mistakes, "a = two_mistakes(x)")
+    inside = f"in the inline kernel two_mistakes, called at {__file__}:{line}:17"
     assert [inside in e.notes for e in errors] == [False, True, True, False]
 
 
@@ -257,7 +258,7 @@ def poisoned_joins(
             t = pl.no_such(t)
             if n > 0:
                 u = pl.nor_this(u)
-        a, b = missing
+        a, b = missing  # noqa: F821
         out[:, :] = pl.add(pl.add(t, u), a)
         out[0:16] = b[0]
 
@@ -280,7 +281,7 @@ def test_two_reads_of_one_undefined_name_are_two_places() -> None:
             out[8:16, :] = t[8:16, :]
 
     errors = collected(kernel)
-    assert [e.span.line - kernel.span.line for e in errors] == [4, 5]
+    assert [e.span.line for e in errors] == [line_of(kernel, "t[0:8"), line_of(kernel, "t[8:16")]
 
 
 # ------------------------------------------------------------------------------------------ the catalogue

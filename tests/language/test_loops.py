@@ -10,7 +10,7 @@ from pypto_models.ir.expr import Const
 from pypto_models.ir.nodes import LoopKind
 from pypto_models.ir.types import INT32, TASK_ID, ArrayType, ScalarType, TensorType, TileType
 
-from .support import error_of, fails, ifs, lets, loops, lowered, marked, randn, regions, run
+from .support import error_of, fails, ifs, lets, line_of, loops, lowered, marked, randn, regions, run
 
 CORE = pl.Level.CORE_GROUP
 ROWS = pl.dynamic("ROWS")
@@ -260,6 +260,55 @@ def test_a_parallel_loop_may_collect_task_ids() -> None:
     assert regions(fn)[-1].deps == (loops(fn)[0].carried[0].result,)
 
 
+@pl.jit.inline
+def bump(tile: pl.Tensor, ids: pl.Array[2, pl.INT32], i: pl.Scalar[pl.INDEX]):
+    for j in pl.range(2):
+        tile[j * 8 : j * 8 + 8, :] = pl.add(tile[j * 8 : j * 8 + 8, :], 1.0)
+        ids[j] = i
+
+
+@pl.jit
+def changed_below(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INDEX], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):
+    with pl.at(level=CORE):
+        t = pl.neg(x)
+        seen = pl.array.create(2, pl.INT32)
+        seen[0] = 7
+        seen[1] = 7
+        for i in pl.range(n):
+            bump(t, seen, i)
+        out[:, :] = pl.mul(t, pl.cast(seen[0] + seen[1], pl.FP32))
+
+
+def test_a_loop_carries_what_an_inline_kernel_changes_in_place() -> None:
+    outer, inner = loops(lowered(changed_below))
+    assert [sorted(c.result.name for c in loop.carried) for loop in (outer, inner)] == [["seen", "t"]] * 2
+    for n, last in [(0, 7), (3, 2)]:
+        x, out = randn(16, 64), torch.empty(16, 64)
+        run(changed_below, x=x, n=n, out=out)
+        torch.testing.assert_close(out, (n - x) * 2 * last)
+
+
+@pl.jit
+def reused_names(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    i = 3
+    with pl.at(level=CORE):
+        t = pl.mul(x, i * 1.0)
+        for i in pl.range(2):
+            for i in pl.range(4):
+                t = pl.add(t, i * 1.0)
+        for i in pl.range(2):
+            t = pl.add(t, i * 1.0)
+        out[:, :] = t
+
+
+def test_a_loop_variable_may_reuse_a_name() -> None:
+    x, out = randn(16, 64), torch.empty(16, 64)
+    run(reused_names, x=x, out=out)
+    torch.testing.assert_close(out, x * 3 + 13)
+
+
 # ------------------------------------------------------------------------------------------ mistakes
 @pl.jit
 def only_in_the_body(
@@ -274,8 +323,8 @@ def only_in_the_body(
 def test_a_name_that_only_the_body_binds() -> None:
     error = error_of(only_in_the_body)
     assert (error.code, marked(error)) == ("not-on-every-path", "t")
-    assert error.span.line == only_in_the_body.span.line + 4
-    assert error.fix == f"give 't' a value before the loop on line {only_in_the_body.span.line + 2}"
+    assert error.span.line == line_of(only_in_the_body, "out[:, :] = t")
+    assert error.fix == f"give 't' a value before the loop on line {line_of(only_in_the_body, 'for _')}"
 
 
 @pl.jit

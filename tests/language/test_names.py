@@ -44,10 +44,7 @@ def test_everything_of_ours_is_pyptos() -> None:
     assert public - OWN == SUPPORTED.keys()
     for o in REGISTRY:
         for namespace in o.namespaces:
-            assert (
-                o.spelling in (MEMBERS[namespace] if namespace in MEMBERS else SUPPORTED)
-                or o.name in INTERNAL
-            )
+            assert o.spelling in MEMBERS.get(namespace, SUPPORTED) or o.name in INTERNAL
 
 
 INTERNAL = {"array_get", "array_set"}  # written as subscripts
@@ -123,7 +120,8 @@ def test_tier_a(text: str) -> None:
 def _lowered(text: str) -> Function:
     return pl.parse(
         "import pypto_models.language as pl\n\n\n@pl.jit\n"
-        "def k(x: pl.Tensor[[16, 64], pl.FP32], y: pl.Tensor[[16, 64], pl.FP32], p: pl.Tensor[[16, 64], pl.FP32],\n"
+        "def k(x: pl.Tensor[[16, 64], pl.FP32], y: pl.Tensor[[16, 64], pl.FP32],\n"
+        "      p: pl.Tensor[[16, 64], pl.FP32],\n"
         "      w: pl.Tensor[[64, 32], pl.FP32], z: pl.Tensor[[64, 64], pl.FP32],\n"
         "      out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):\n"
         f"    with pl.at(level=pl.Level.CORE_GROUP):\n        out[:, :] = {text}\n"

@@ -9,7 +9,20 @@ import pypto_models.language as pl
 from pypto_models.ir.nodes import RegionKind, Scope, Unit
 from pypto_models.ir.types import TASK_ID, ArrayType, SplitMode, TaskType
 
-from .support import error_of, fails, lets, loops, lowered, marked, op_names, randn, regions, run, statements
+from .support import (
+    error_of,
+    fails,
+    lets,
+    line_of,
+    loops,
+    lowered,
+    marked,
+    op_names,
+    randn,
+    regions,
+    run,
+    statements,
+)
 
 CORE = pl.Level.CORE_GROUP
 
@@ -248,7 +261,7 @@ def block_value(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64],
 def test_a_value_of_one_block_has_no_meaning_outside() -> None:
     error = error_of(block_value)
     assert (error.code, marked(error)) == ("spill", "y")
-    assert error.span.line == block_value.span.line + 5
+    assert error.span.line == line_of(block_value, "with pl.at") + 1
     assert "pl.assemble" in error.fix
 
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import pypto_models.language as pl
-from pypto_models.ir.expr import Const, Expr, Unary
+from pypto_models.ir.expr import Const, DimVar, Expr, Unary
 from pypto_models.ir.nodes import Bind
 from pypto_models.ir.printer import format_expr
-from pypto_models.ir.types import BOOL, FP32, INDEX, INT32, Dim, DType
+from pypto_models.ir.types import BOOL, FP32, INDEX, INT32, Dim, DType, TensorType
 
+from . import support
 from .support import fails, lets, lowered, marked, randn, run, statements
 
 CORE = pl.Level.CORE_GROUP
@@ -22,7 +23,7 @@ LIST = [4, 8]
 
 
 def value(text: str) -> Expr:
-    """The constant or expression that ``text`` becomes, over the index scalars i and j and the fp32 scalar f."""
+    """The expression that ``text`` becomes, over the index scalars i and j and the fp32 scalar f."""
     fn = pl.parse(
         "import math\nimport pypto_models.language as pl\nCOUNT, RATIO, ENABLED = 5120, 0.25, True\n\n"
         "@pl.jit\ndef k(i: pl.Scalar[pl.INDEX], j: pl.Scalar[pl.INDEX], f: pl.Scalar[pl.FP32]):\n"
@@ -139,6 +140,22 @@ def test_module_constants_of_every_kind() -> None:
     assert torch.equal(out, (x * 0.25 + 5120).bfloat16().float())
     run(constants, {"ENABLED": False, "COUNT": 1, "DTYPE": pl.FP16}, x=x, out=out)
     assert torch.equal(out, (x + 1).half().float())
+
+
+@pl.jit
+def dotted(
+    x: pl.Tensor[[support.OUT_ROWS, 64], pl.FP32], out: pl.Out[pl.Tensor[[support.OUT_ROWS, 64], pl.FP32]]
+):
+    with pl.at(level=CORE):
+        out[0:1, :] = pl.mul(x[0:1, :], support.FACTOR)
+
+
+def test_constants_and_extents_of_another_module() -> None:
+    assert lowered(dotted).params[0].var.type == TensorType((DimVar("OUT"), 64), FP32)
+    x, out = randn(3, 64), torch.empty(3, 64)
+    for constants, factor in [({}, 4), ({"FACTOR": 5}, 5)]:
+        run(dotted, constants, x=x, out=out)
+        assert torch.equal(out[0], x[0] * factor)
 
 
 def test_constants_of_a_closure() -> None:

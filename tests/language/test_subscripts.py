@@ -58,7 +58,8 @@ def static_extents(
 def test_a_run_time_start_with_a_static_extent() -> None:
     fn = lowered(static_extents)
     assert [let.result.type for let in lets(fn, "load")] == [
-        TileType((16, 64), pl.FP32, (16, 64)), TileType((16, 64), pl.FP32, (16, 64)), TileType((8, 64), pl.FP32, (8, 64))
+        TileType((16, 64), pl.FP32, (16, 64)), TileType((16, 64), pl.FP32, (16, 64)),
+        TileType((8, 64), pl.FP32, (8, 64)),
     ]  # fmt: skip
     x, out = randn(128, 64), torch.zeros(128, 64)
     run(static_extents, x=x, i=2, out=out)

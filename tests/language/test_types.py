@@ -47,7 +47,7 @@ WIDTH = 64
 def entry(
     a: pl.Tensor[[T, WIDTH], pl.BF16],
     b: pl.InOut[pl.Tensor[[T, 2 * WIDTH], pl.FP32]],
-    c: "pl.Out[pl.Tensor[[pl.RUNTIME, WIDTH], pl.FP32]]",
+    c: "pl.Out[pl.Tensor[[pl.RUNTIME, WIDTH], pl.FP32]]",  # noqa: UP037
     d: pl.Scalar[pl.FP32],
     e: pl.Scalar[pl.INDEX],
 ):

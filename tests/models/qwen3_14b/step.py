@@ -14,7 +14,7 @@ from models.qwen3_14b import harness, reference
 from models.qwen3_14b.config import FULL, TINY, Config
 from models.qwen3_14b.inputs import LmHead
 from models.qwen3_14b.reference import MUTATED
-from pypto_models.compile import DEFAULT_PLATFORM, Program, backend_table, compile, run_passes
+from pypto_models.compile import DEFAULT_PLATFORM, Program, compile
 from pypto_models.ir.nodes import Function
 
 TINY_FP32 = replace(TINY, dtype="fp32")
@@ -31,13 +31,6 @@ def step(
     options = harness.compile_options(config, platform, lm_head)
     constants = options["constants"] | changed
     return compile(harness.kernel_for(lm_head), platform=platform, constants=constants, check=True)
-
-
-def rebuilt(program: Program, function: Function) -> Program:
-    """`program` with another function in place of what the front end gave, through all passes."""
-    stages = tuple(run_passes(function, program.compiled.target, check=True))
-    compiled = replace(program.compiled, function=stages[-1][1], stages=stages)
-    return Program(compiled, backend_table()["sim"].build(compiled))
 
 
 def execute(program: Program | Function, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from golden import RunResult
 from models.qwen3_14b.config import TINY, Config
 from models.qwen3_14b.harness import CACHES, check
 from models.qwen3_14b.inputs import LmHead, make_inputs
-from pypto_models.compile import Program
+from pypto_models.compile import Program, compile_function
 from pypto_models.ir.expr import Const, binary
 from tests.models.qwen3_14b.mutate import (
     Edit,
@@ -33,7 +33,7 @@ from tests.models.qwen3_14b.mutate import (
     scalar,
     without_last,
 )
-from tests.models.qwen3_14b.step import REAL_HEADS, TINY_FP32, rebuilt, step
+from tests.models.qwen3_14b.step import REAL_HEADS, TINY_FP32, step
 
 CONFIGS = {"bf16": TINY, "fp32": TINY_FP32}
 
@@ -154,7 +154,7 @@ def outcome(program: Program, config: Config, context: tuple[int, ...], lm_head:
 def test_the_layer_passes(config: Config, lm_head: LmHead, target_runs: int) -> None:
     """Rebuilt from its IR and run as the mutants are, so that the edit alone makes them fail."""
     program = step(config, lm_head, TARGET_RUNS=target_runs)
-    again = rebuilt(program, program.compiled.stages[0][1])
+    again = compile_function(program.compiled.stages[0][1])
     result = outcome(again, config, CONTEXT, lm_head)
     assert result.status == "PASS", result.error
     names = {*LAYER, *CACHES} | ({"logits"} if lm_head == "full" else set())
@@ -166,7 +166,7 @@ def test_the_layer_passes(config: Config, lm_head: LmHead, target_runs: int) -> 
 def test_a_fault_fails(name: str, config: Config) -> None:
     seeded = FAULTS[name]
     program = step(config, seeded.lm_head, TARGET_RUNS=seeded.target_runs)
-    mutant = rebuilt(program, mutated(program.compiled.stages[0][1], seeded.edits))
+    mutant = compile_function(mutated(program.compiled.stages[0][1], seeded.edits))
     result = outcome(mutant, config, CONTEXT, seeded.lm_head)
     assert result.status == "FAIL"
     assert not result.passed
@@ -191,7 +191,7 @@ def test_a_fault_fails_at_real_context_lengths(name: str) -> None:
     program = step(REAL_HEADS, "skip")
     context = (4096, 1500)
     assert outcome(program, REAL_HEADS, context, "skip").status == "PASS"
-    mutant = rebuilt(program, mutated(program.compiled.stages[0][1], FAULTS[name].edits))
+    mutant = compile_function(mutated(program.compiled.stages[0][1], FAULTS[name].edits))
     result = outcome(mutant, REAL_HEADS, context, "skip")
     assert result.status == "FAIL"
     assert all(result.reports[tensor].status == "FAIL" for tensor in LAYER)

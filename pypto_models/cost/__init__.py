@@ -1,0 +1,9 @@
+"""An estimate of the time of a program: its work, run on the pipes and the bandwidth of a target."""
+
+from __future__ import annotations
+
+from .estimate import CAVEAT, Estimate, estimate
+from .rates import Rates, rates
+from .trace import trace_events
+
+__all__ = ["CAVEAT", "Estimate", "Rates", "estimate", "rates", "trace_events"]
