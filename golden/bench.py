@@ -50,6 +50,8 @@ class Case:
         check: ``check(seed)`` gives a set of inputs with its golden; another seed gives other values and,
             where the kernel takes them, other extents and lengths.
         options: keywords of ``pypto_models.compile.compile``.
+        reasons: why faults on a source line (its text, without indentation) can leave every result as it is.  A fault
+            that changes no bit is only called equivalent for such a reason.
         runs: the comparison runs the seeds ``0 .. runs - 1``.  The next five seeds are for faults that no
             comparison noticed: those that change no bit there either are equivalent.
     """
@@ -59,6 +61,7 @@ class Case:
     check: Callable[[int], Check]
     options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 1
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 class Timeout(BaseException):

@@ -4,14 +4,15 @@
     print(report.summary())
 
 A fault is *caught* if the comparison fails in one of the cases (such as fp32 and bf16), or if the simulator
-refuses the run.  It is *equivalent* if it changes no bit on five further inputs of each case.  All others are
-*missed*: the comparison passes a kernel that is wrong.
+refuses the run.  It is *equivalent* if it changes no bit on five further inputs of each case and a reason is
+known why.  All others are *missed*: the comparison passes a kernel that is wrong.
 
 This is mutation testing (DeMillo, Lipton and Sayward, "Hints on Test Data Selection", 1978) of comparisons.
 """
 
 from __future__ import annotations
 
+import linecache
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from golden.bench import Bench, Case, Check
+from golden.bench import EQUAL_RUNS, Bench, Case, Check
 from golden.power_report import Outcome, PowerReport
 from golden.program import Progress
 from pypto_models.compile import DEFAULT_PLATFORM
@@ -28,7 +29,7 @@ from pypto_models.errors import Diag, Span, UserError
 from pypto_models.faults import Fault, sample
 from pypto_models.foreign import load_module
 
-__all__ = ["Case", "Check", "Outcome", "PowerReport", "load_cases", "measure_power"]
+__all__ = ["Case", "Check", "Outcome", "PowerReport", "kernels_in", "load_cases", "measure_power"]
 
 PROTOCOL = "power_cases"
 """The function of a model file that gives its cases: ``power_cases(config: str) -> Sequence[Case]``."""
@@ -39,8 +40,8 @@ Key = tuple[str, int, str]
 _CHUNK = 6  # faults that a worker takes at a time
 
 
-def load_cases(path: Path, config: str) -> Sequence[Case]:
-    """The cases that a model file declares with ``power_cases(config)``.
+def load_cases(path: Path, config: str, kernel: str | None = None) -> Sequence[Case]:
+    """The cases that a model file declares with ``power_cases(config)``: all, or those of one kernel.
 
     Raises:
         UserError: the file does not load, or declares none.
@@ -52,8 +53,12 @@ def load_cases(path: Path, config: str) -> Sequence[Case]:
             Diag.UNDEFINED, Span(str(path), 1),
             {"name": PROTOCOL, "fix": f"define {PROTOCOL}(config) in the file: it returns a list of golden.power.Case"},
         )  # fmt: skip
-    cases: Sequence[Case] = maker(config)
-    return cases
+    return [case for case in maker(config) if kernel in (None, case.kernel.name)]
+
+
+def kernels_in(cases: Sequence[Case]) -> list[str]:
+    """Names of the kernels of some cases, in order.  Power is measured of one kernel at a time."""
+    return list(dict.fromkeys(case.kernel.name for case in cases))
 
 
 def measure_power(
@@ -69,7 +74,7 @@ def measure_power(
     """Run every fault through every case until one of them catches it.
 
     Args:
-        source: the cases, or a callable that gives them.  Workers call it themselves, so with ``workers`` it
+        source: the cases of one kernel, or a callable that gives them.  Workers call it themselves, so with ``workers`` it
             must be picklable: a function of a module, or a ``functools.partial`` of one.
         count: at most this many faults, spread over classes and lines by ``seed``; None for all.
         workers: processes beside this one; 0 runs everything here.
@@ -132,9 +137,13 @@ def judge_fault(benches: Sequence[Bench], key: Key) -> Outcome:
     for bench, its in where:
         if (why := bench.caught(its)) is not None:
             return outcome("caught", why)
-    if all(bench.same_bits(its) for bench, its in where):
-        return outcome("equivalent", fault.note or "no bit changes on five further inputs of each case")
-    return outcome("missed", "the result changes, and every comparison passes")
+    if not all(bench.same_bits(its) for bench, its in where):
+        return outcome("missed", "the result changes, and every comparison passes")
+    reasons = {text: why for bench, _ in where for text, why in bench.case.reasons.items()}
+    line = linecache.getline(fault.span.file, fault.span.line).strip()
+    if why_equal := reasons.get(line, fault.note):
+        return outcome("equivalent", why_equal)
+    return outcome("missed", f"no bit changes on {EQUAL_RUNS} further inputs of each case, but nobody says why")
 
 
 def _here(benches: Sequence[Bench], keys: Sequence[Key]) -> Iterator[Outcome]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from .compile import run_passes
 from .errors import Diag, Span, UserError
-from .foreign import load_module
+from .kernel_file import KernelFile
 from .language import Kernel, elaborate
 from .language.constructs import Unsupported
 from .passes.plan_memory import MemoryPlan, examine
@@ -72,17 +72,17 @@ def check_file(path: Path, target: Target, constants: Mapping[str, Any] | None =
     Entries whose shapes come from their arguments cannot be checked alone, which is a finding too.
     """
     try:
-        module = load_module(path)
+        loaded = KernelFile.load(path)
     except UserError as error:
         return FileReport(str(path), target.name, (error,))
     file = str(path.resolve())
-    kernels = [v for v in vars(module).values() if isinstance(v, Kernel) and v.file == file]
-    entries = [k for k in kernels if not k.inline]
-    errors = _unsupported(module.__dict__, file)
-    if not entries and not errors:
+    errors = _unsupported(loaded.module.__dict__, file)
+    if not loaded.entries and not errors:
         where = Span(file, 1)
         errors.append(UserError(Diag.NOT_A_KERNEL, where, {"what": "this file, which has no @pl.jit entry,"}))
-    reports = tuple(check_kernel(k, target, constants) for k in entries)
+    reports = tuple(
+        check_kernel(k, target, loaded.constants(k, target.name, constants)) for k in loaded.entries
+    )
     return FileReport(str(path), target.name, tuple(errors), reports)
 
 

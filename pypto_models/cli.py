@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from .check import FileReport, KernelReport, check_file
+from .commands import memory, power, trace
+from .commands.options import add_file_options, numbers
 from .compile import backend_table, option_names, platforms, resolve_platform
 from .docs import render_language_reference
 from .errors import UserError
@@ -47,21 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="list everything the compiler finds in a kernel file",
-        description="Check a kernel file, ours or an unmodified pypto file, against a target: unsupported names, "
+        description="Check a kernel file, ours or an unmodified pypto file, against a target: unknown names, "
         "errors, the region table and the memory plan.  Nothing is run.",
         epilog="exit status: 0 without findings, 1 with findings, 2 for a mistake in the arguments",
     )
-    check.add_argument("file", type=Path, help="a Python file with @pl.jit kernels")
-    check.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
-    check.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="replace an integer or float constant",
-    )
+    add_file_options(check)
     check.add_argument("--json", action="store_true", help="print JSON instead of tables")
     check.set_defaults(run=_check)
+    memory.add(commands)
+    trace.add(commands)
+    power.add(commands)
 
     targets = commands.add_parser(
         "targets", help="list targets and backends, and what is usable on this machine"
@@ -78,25 +74,12 @@ def _parser() -> argparse.ArgumentParser:
 # ------------------------------------------------------------------------------------------ check
 def _check(options: argparse.Namespace, console: Console) -> int:
     target, _ = resolve_platform(options.platform)
-    report = check_file(options.file, target, _constants(options.set))
+    report = check_file(options.file, target, numbers(options.set, "--set"))
     if options.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         _show_report(report, console)
     return 1 if report.findings else 0
-
-
-def _constants(pairs: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        try:
-            found[name] = int(text) if text.lstrip("-").isdigit() else float(text)
-        except ValueError:
-            equals = ""
-        if not equals or not name.isidentifier():
-            raise SystemExit(f"pypto-models check: --set {pair!r}: write NAME=NUMBER")
-    return found
 
 
 def _show_report(report: FileReport, console: Console) -> None:
@@ -112,7 +95,7 @@ def _show_report(report: FileReport, console: Console) -> None:
     for error in findings:
         console.print(f"\n{error}", markup=False, highlight=False, soft_wrap=True)
     count = f"{len(findings)} finding{'s' if len(findings) != 1 else ''}" if findings else "no findings"
-    console.print(f"\n{report.file}: {count}", markup=False)
+    console.print(f"\n{report.file}: {count}", markup=False, soft_wrap=True)
 
 
 def _region_table(kernel: KernelReport) -> Table:

@@ -114,6 +114,7 @@ class Diag(Enum):
     # --- targets, tiling, arguments
     UNKNOWN_TARGET = ("unknown {kind} {name!r}", "known: {known}")
     TILING = ("{file}: {why}", "{fix}")
+    MISSING_EXTRA = ("{what} needs {package}, which is not installed", "pip install 'pypto-models[{extra}]'")
     NO_FIGURE = (
         "{target} has no figure {name!r}, which the cost model needs",
         "measure it and write it under figures: in the target's file, or under assumed: a round number",

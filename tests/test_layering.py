@@ -43,17 +43,34 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
         "=backends",  # the table, to look a name up; never a backend
     ),
-    "pypto_models.docs": ("pypto_models.language", "pypto_models.ops", "pypto_models.ir"),
+    "pypto_models.docs": (
+        "pypto_models.language", "pypto_models.ops", "pypto_models.ir", "pypto_models.errors",
+    ),
     "pypto_models.foreign": ("pypto_models.language", "pypto_models.errors"),
+    "pypto_models.cost": (
+        "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
+    ),
+    "pypto_models.kernel_file": ("pypto_models.foreign", "pypto_models.language", "pypto_models.errors"),
+    "pypto_models.plot": (
+        "pypto_models.cost", "pypto_models.passes", "pypto_models.ir", "pypto_models.errors",
+    ),
+    "pypto_models.commands": (
+        "pypto_models.check", "pypto_models.compile", "pypto_models.cost", "pypto_models.kernel_file",
+        "pypto_models.plot", "pypto_models.passes", "pypto_models.ir", "pypto_models.errors", "golden.power",
+    ),
+    "pypto_models.faults": ("pypto_models.ops", "pypto_models.ir", "pypto_models.errors"),
     "pypto_models.check": (
-        "pypto_models.compile", "pypto_models.foreign", "pypto_models.language", "pypto_models.passes",
+        "pypto_models.compile", "pypto_models.kernel_file", "pypto_models.language", "pypto_models.passes",
         "pypto_models.target", "pypto_models.errors",
     ),
     "pypto_models.cli": ("pypto_models", "=backends"),
     "=pypto_models": ("pypto_models",),  # the package's own __init__.py: what it re-exports
     "=backends": ("pypto_models", "backends"),  # the table of backends
     "backends.*": ("pypto_models", "=backends"),
-    "golden": ("pypto_models.compile", "pypto_models.errors"),
+    "golden": (
+        "pypto_models.compile", "pypto_models.errors",
+        "pypto_models.faults", "pypto_models.foreign",  # to measure the power of a comparison
+    ),
     "=models": (),
     "models.common": ("pypto_models.language", "pypto_models.errors"),
     "models.*": (

@@ -52,5 +52,29 @@ def constants(config: Config, target: str, *, head_rows: int | None = None) -> d
     return values | tiles
 
 
+def cli_constants(target: str) -> dict[str, Any]:
+    """For the commands (`pypto-models check`, `memory`, `trace`): the published size."""
+    return constants(FULL, target, head_rows=FULL.vocab_padded)
+
+
+def cli_arguments(target: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A step of `BATCH` sequences (16) with contexts of `ctx` tokens (4096), for `pypto-models trace`."""
+    batch, tokens = int(given.get("BATCH", FULL.max_batch)), int(given.get("ctx", FULL.max_seq))
+    pages = FULL.pages_per_seq
+    return {
+        "BATCH": batch,
+        "TOKENS": batch,
+        "BATCH_ENDS": batch + 1,
+        "SEQ_PAGES": pages,
+        "CACHE_ROWS": batch * pages * FULL.kv_heads * FULL.page,
+        "ROPE_ROWS": FULL.max_seq,
+        "ctx": tokens,
+        "cu_q": list(range(batch + 1)),
+        "positions": tokens - 1,
+        "slot_mapping": [s * FULL.max_seq + tokens - 1 for s in range(batch)],
+        "block_table": [[s * pages + p for p in range(pages)] for s in range(batch)],
+    }
+
+
 def _padded(rows: int) -> int:
     return -(-rows // TILE_HEIGHT) * TILE_HEIGHT

@@ -23,6 +23,8 @@ from models.common.projection import (
 from models.common.rope import rope_kv_write
 from models.common.rows import enter
 from models.common.sizes import DTYPE, HEAD_DIM, KV_HEADS, Q_HEADS
+from models.qwen3_14b.constants import cli_arguments as cli_arguments
+from models.qwen3_14b.constants import cli_constants as cli_constants
 
 HIDDEN = 256
 INTERMEDIATE = 512

@@ -48,10 +48,16 @@ _CHUNK = 1 << 22  # weight elements converted at a time: 32 MiB in fp64
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic in `compute`; values that the model stores are rounded to `round_to` (None: never)."""
+    """Arithmetic in `compute`; values that the model stores are rounded to `round_to` (None: never).
+
+    With `round_weights` the softmax weights are rounded before they multiply V, as where a matrix unit takes
+    them.  A kernel that walks the context in pieces does so relative to the maximum so far: it rounds the
+    same values as long as the context is one piece.
+    """
 
     compute: torch.dtype = torch.float32
     round_to: torch.dtype | None = None
+    round_weights: bool = False
 
     def up(self, x: Tensor) -> Tensor:
         """`x` in the arithmetic type."""
@@ -172,8 +178,16 @@ def attend(
         keys = p.up(read_kv(tensors["k_cache"], pages, live.length, config))
         values = p.up(read_kv(tensors["v_cache"], pages, live.length, config))
         scores = q[i].view(config.kv_heads, config.group, -1) @ keys.transpose(1, 2) * config.scale
-        out[i] = (torch.softmax(scores, dim=-1) @ values).view(config.q_heads, -1)
+        out[i] = weighted(scores, values, p).view(config.q_heads, -1)
     return p.rnd(out)
+
+
+def weighted(scores: Tensor, values: Tensor, p: Precision) -> Tensor:
+    """softmax(scores) @ values for scores `[..., M, N]` and values `[..., N, D]`."""
+    if not p.round_weights:
+        return torch.softmax(scores, dim=-1) @ values
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return p.rnd(weights) @ values / weights.sum(-1, keepdim=True)
 
 
 def attention(
@@ -206,6 +220,7 @@ def decode_layer(
     *,
     compute: torch.dtype = torch.float32,
     round_to: torch.dtype | None = None,
+    round_weights: bool = False,
 ) -> None:
     """One decoder layer, the final norm, and the LM head if `logits` is given; mutates outputs and caches.
 
@@ -216,11 +231,12 @@ def decode_layer(
         config: the model's sizes.
         compute: arithmetic type, float32 or float64.
         round_to: type that every stored value is rounded to, or None for no rounding at all.
+        round_weights: see `Precision`.
 
     Raises:
         ValueError: if an output could not hold its value unrounded, or the step's indices are not consistent.
     """
-    p = Precision(compute, round_to)
+    p = Precision(compute, round_to, round_weights)
     stored = compute if round_to is None else round_to
     for name in MUTATED:
         if name in tensors and torch.promote_types(tensors[name].dtype, stored) != tensors[name].dtype:
@@ -244,9 +260,11 @@ def decode_layer(
         tensors["logits"][at] = lm_head(y, tensors["w_lm_head"], p).to(tensors["logits"].dtype)
 
 
-def golden(tensors: dict[str, Tensor], config: Config) -> None:
+def golden(tensors: dict[str, Tensor], config: Config, round_weights: bool = False) -> None:
     """`decode_layer` as the model computes it: fp32 arithmetic, stored values in the model's element type."""
-    decode_layer(tensors, config, compute=torch.float32, round_to=config.torch_dtype)
+    decode_layer(
+        tensors, config, compute=torch.float32, round_to=config.torch_dtype, round_weights=round_weights
+    )
 
 
 def exact(tensors: dict[str, Tensor], config: Config) -> dict[str, Tensor]:

@@ -15,12 +15,15 @@ from .rates import Rates, rates
 from .summary import Summary, summarise
 from .work import work_of
 
-CAVEAT = "an estimate, not a measurement: a source block runs as written on one core, pipes and bandwidth are a model"
+CAVEAT = (
+    "an estimate, not a measurement: source blocks run as written, one to a core, and pipes and shared "
+    "bandwidth are a model"
+)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``assumptions``: what the inputs left open; ``assumed_figures``: figures of the target without a source."""
+    """``assumptions``: what the inputs left open; ``assumed_figures``: of the target, without a source."""
 
     kernel: str
     target: str

@@ -21,8 +21,8 @@ from .rates import Rates
 class Facts:
     """``pipe`` is None for an op without time: its result is as ready as its ``operands``, which are tiles.
 
-    ``access`` is that of a load or a store, of elements of ``element_bytes``; ``crossing`` the bytes of a move
-    through global memory.
+    ``access`` is that of a load or a store, of elements of ``element_bytes``; ``crossing`` the bytes of a
+    move through global memory.
     """
 
     pipe: Pipe | None
@@ -39,7 +39,9 @@ def facts(s: Let, rates: Rates) -> Facts:
     op, where = s.op, place(s)
     if not isinstance(op, OpDef):
         raise InternalError(f"{op.name} at {s.span} is not in the registry")
-    tiles = tuple(x for a in s.args for x in arg_exprs(a) if isinstance(x, Var) and isinstance(x.type, TileType))
+    tiles = tuple(
+        x for a in s.args for x in arg_exprs(a) if isinstance(x, Var) and isinstance(x.type, TileType)
+    )
     types = [t for v in (*tiles, *s.results) if isinstance(t := v.type, TileType)]
     if op.name in ("load", "store"):
         (access,) = op.access(s)
@@ -63,7 +65,12 @@ def facts(s: Let, rates: Rates) -> Facts:
 def _is_wide(s: Let) -> bool:
     """True for a product of fp32 operands."""
     lhs = s.arg("lhs")
-    return isinstance(lhs, Var) and isinstance(lhs.type, TileType) and lhs.type.dtype.is_float and lhs.type.dtype.bytes > 2
+    return (
+        isinstance(lhs, Var)
+        and isinstance(lhs.type, TileType)
+        and lhs.type.dtype.is_float
+        and lhs.type.dtype.bytes > 2
+    )
 
 
 def place(s: Stmt) -> str:

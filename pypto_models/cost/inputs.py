@@ -41,17 +41,21 @@ class Inputs:
         """``given`` by name; raises a user error for a name that the function does not have."""
         tensors = {p.name for p in function.params if isinstance(p.var.type, TensorType)}
         scalars = {p.name for p in function.params if isinstance(p.var.type, ScalarType)}
-        extents = set(extents_of(function))
+        extents, known = set(extents_of(function)), known_names(function)
         for name, value in given.items():
-            if name not in tensors | scalars | extents:
-                known = ", ".join(sorted(tensors | scalars | extents))
+            if name not in known:
                 raise user_error(
-                    Diag.ARGUMENT, NOWHERE, name=name, why="the kernel has no extent and no parameter of that name",
-                    fix=f"known: {known}",
+                    Diag.ARGUMENT, NOWHERE, name=name,
+                    why="no extent and no parameter of the kernel is called so",
+                    fix=f"known: {', '.join(sorted(known))}",
                 )  # fmt: skip
             if name in extents and (not isinstance(value, int) or value < 0):
                 raise user_error(
-                    Diag.ARGUMENT, NOWHERE, name=name, why=f"the extent is {value!r}", fix="give an integer, 0 or more"
+                    Diag.ARGUMENT,
+                    NOWHERE,
+                    name=name,
+                    why=f"the extent is {value!r}",
+                    fix="give an integer, 0 or more",
                 )
         numbers = {n: v for n, v in given.items() if n not in tensors}
         inputs = Inputs(numbers, {n: v for n, v in given.items() if n in tensors})
@@ -85,6 +89,30 @@ class Inputs:
                 return None
             value = value[int(i)]
         return value.item() if hasattr(value, "item") else value
+
+
+def from_arguments(function: Function, args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the arguments of a run say, for :meth:`Inputs.of`: extents, numbers, contents of integer tensors.
+
+    With these the walk makes the trips and takes the branches of that run, up to those that depend on what
+    the kernel itself writes.
+    """
+    found: dict[str, Any] = {}
+    for p in function.params:
+        value, t = args[p.name], p.var.type
+        if not isinstance(t, TensorType):
+            found[p.name] = value
+            continue
+        pairs = zip(t.shape, value.shape, strict=True)
+        found.update({d.name: int(n) for d, n in pairs if isinstance(d, DimVar)})
+        if t.dtype.is_integer:
+            found[p.name] = value.tolist()
+    return found
+
+
+def known_names(function: Function) -> set[str]:
+    """Names that :meth:`Inputs.of` takes: extents and parameters."""
+    return {*extents_of(function), *(p.name for p in function.params)}
 
 
 def extents_of(function: Function) -> list[str]:

@@ -83,8 +83,8 @@ class Timeline:
 def run(runs: list[TaskRun], rates: Rates, persistent: bool = False) -> Timeline:
     """The timeline of a program.
 
-    With ``persistent`` it is one launch, and tasks that wait are separated by ``rates.barrier``, which must be
-    known; else each task is a launch.
+    With ``persistent`` it is one launch, and tasks that wait are separated by ``rates.barrier``, which must
+    be known; else each task is a launch.
     """
     machine = _Machine(runs, rates, persistent)
     machine.go()

@@ -1,4 +1,4 @@
-"""What a program has to do, as the cost model sees it: launches of tasks, their blocks, the operations of a block."""
+"""What a program has to do, for the cost model: launches of tasks, their blocks, the operations in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Operation:
     """``amount`` is in seconds on CUBE and VECTOR, else in bytes at the bandwidth of the memory.
 
     ``pipe`` is None for a point that only waits for ``after``, positions of earlier operations of the block.
-    ``bytes`` and ``flops`` are as counted; ``box`` says which elements of ``tensor``, None if that is unknown.
+    ``bytes`` and ``flops`` are as counted; ``box`` says which elements of ``tensor``, None if not known.
     """
 
     pipe: Pipe | None

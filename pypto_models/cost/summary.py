@@ -1,4 +1,4 @@
-"""A timeline in figures: per task its time, what bounds it, its share of the bandwidth, and the critical path."""
+"""A timeline in figures: per task its time, bound and share of the bandwidth, and the critical path."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class TaskSummary:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name, "unit": self.unit, "line": self.line, "launches": self.launches,
-            "blocks": self.blocks, "cores": self.cores, "start_us": self.start * 1e6, "end_us": self.end * 1e6,
-            "us": self.seconds * 1e6, "busy": self.busy, "bound": self.bound, "bytes": self.bytes,
-            "flops": self.flops, "roofline": self.roofline, "critical": self.critical,
+            "blocks": self.blocks, "cores": self.cores,
+            "start_us": self.start * 1e6, "end_us": self.end * 1e6, "us": self.seconds * 1e6,
+            "busy": self.busy, "bound": self.bound, "bytes": self.bytes, "flops": self.flops,
+            "roofline": self.roofline, "critical": self.critical,
         }  # fmt: skip
 
 
@@ -75,17 +76,23 @@ def summarise(timeline: Timeline) -> Summary:
     busy: dict[tuple[int, Pipe], float] = {}
     for s in timeline.slices:
         busy[s.run, s.pipe] = busy.get((s.run, s.pipe), 0.0) + s.end - s.start
-    found = tuple(_task(timeline, runs, busy, not set(runs).isdisjoint(path)) for _, runs in sorted(tasks.items()))
+    found = tuple(
+        _task(timeline, runs, busy, not set(runs).isdisjoint(path)) for _, runs in sorted(tasks.items())
+    )
     floor = sum(t.bytes for t in found) / timeline.rates.memory
     return Summary(timeline.seconds, floor, found, tuple(timeline.runs[i].name for i in path))
 
 
-def _task(timeline: Timeline, runs: list[int], busy: dict[tuple[int, Pipe], float], critical: bool) -> TaskSummary:
+def _task(
+    timeline: Timeline, runs: list[int], busy: dict[tuple[int, Pipe], float], critical: bool
+) -> TaskSummary:
     members = set(runs)
     task = timeline.runs[runs[0]].task
     blocks = [b for b in timeline.blocks if b.run in members]
     occupied = sum(b.end - b.start for b in blocks)
-    shares = {p.name.lower(): sum(busy.get((r, p), 0.0) for r in runs) / occupied if occupied else 0.0 for p in Pipe}
+    shares = {
+        p.name.lower(): sum(busy.get((r, p), 0.0) for r in runs) / occupied if occupied else 0.0 for p in Pipe
+    }
     times = [timeline.times[r] for r in runs]
     seconds = sum(t.end - t.allowed for t in times)
     launching = sum(t.released - t.allowed for t in times)

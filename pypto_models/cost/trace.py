@@ -32,7 +32,9 @@ def _names(used: list[tuple[int, int]]) -> list[dict[str, Any]]:
     for pid in dict.fromkeys(pid for pid, _ in used):
         name = "tasks" if pid == TASKS else f"core {pid - 1}"
         out.append({"ph": "M", "name": "process_name", "pid": pid, "tid": 0, "args": {"name": name}})
-        out.append({"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}})
+        out.append(
+            {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
+        )
     for pid, tid in used:
         row = f"tasks {tid}" if pid == TASKS else "blocks" if tid == BLOCKS else Pipe(tid - 1).name.lower()
         out.append({"ph": "M", "name": "thread_name", "pid": pid, "tid": tid, "args": {"name": row}})
@@ -42,7 +44,15 @@ def _names(used: list[tuple[int, int]]) -> list[dict[str, Any]]:
 def _event(name: str, pid: int, tid: int, start: float, end: float, **args: Any) -> dict[str, Any]:
     # Rounded ends, not rounded durations: what touches in the timeline touches in the file.
     ts, last = round(start * 1e6, 6), round(end * 1e6, 6)
-    return {"ph": "X", "name": name, "pid": pid, "tid": tid, "ts": ts, "dur": round(last - ts, 6), "args": args}
+    return {
+        "ph": "X",
+        "name": name,
+        "pid": pid,
+        "tid": tid,
+        "ts": ts,
+        "dur": round(last - ts, 6),
+        "args": args,
+    }
 
 
 def _tasks(timeline: Timeline) -> list[dict[str, Any]]:
@@ -56,9 +66,18 @@ def _tasks(timeline: Timeline) -> list[dict[str, Any]]:
         rows[row : row + 1] = [t.end]
         out.append(
             _event(
-                r.name, TASKS, row, t.start, t.end, unit=r.task.unit.value, line=r.task.span.line,
-                blocks=len(r.blocks), memory_bytes=r.memory_bytes, flops=r.flops,
-                launched_us=round(t.released * 1e6, 6), after=[timeline.runs[b].name for b in r.after],
+                r.name,
+                TASKS,
+                row,
+                t.start,
+                t.end,
+                unit=r.task.unit.value,
+                line=r.task.span.line,
+                blocks=len(r.blocks),
+                memory_bytes=r.memory_bytes,
+                flops=r.flops,
+                launched_us=round(t.released * 1e6, 6),
+                after=[timeline.runs[b].name for b in r.after],
             )  # fmt: skip
         )
     return out

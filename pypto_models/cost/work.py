@@ -3,7 +3,7 @@
 The walk interprets the scalars of a function and records what its tile operations cost.  A block is a list of
 operations in program order; ``after`` are positions of earlier ones that must be complete.  The rules:
 
-* an operation waits for the operations that make its operands, a load for the block's last store to its tensor;
+* an operation waits for those that make its operands, a load for the block's last store to its tensor;
 * a pipelined loop has ``stage`` trips in flight: trip i starts when trip i - stage is complete.  Any other
   loop is one with stage 1, so that its trips do not overlap;
 * vector operations take OpDef.cost elements (of one lane if the tile is split), matrix products OpDef.cost
@@ -120,7 +120,10 @@ class _Walker:
                     agrees = all(mine[v] == theirs[v] for v in shared)
                 else:
                     outer = shared[: shared.index(d.carried_by)]
-                    agrees = all(mine[v] == theirs[v] for v in outer) and theirs[d.carried_by] != mine[d.carried_by]
+                    agrees = (
+                        all(mine[v] == theirs[v] for v in outer)
+                        and theirs[d.carried_by] != mine[d.carried_by]
+                    )
                 if agrees:
                     yield i
 
@@ -318,7 +321,8 @@ class _BlockWalker:
                 self.block(s.body)
             return
         stage = s.stage if s.kind is LoopKind.PIPELINE else 1
-        outer, ends = self.gate, []
+        outer = self.gate
+        ends: list[int] = []
         for _ in self.w.trips(s):
             self.gate = self.join((outer, ends[-stage])) if len(ends) >= stage else outer
             first = len(self.out)

@@ -158,6 +158,9 @@ class Maker:
         return var
 
 
+_MOVES = ("load", "extract", "insert", "reshape", "transpose", "set_validshape", "fillpad", "move", "cast")
+
+
 class Mistyped(Exception):
     """A change of element type does not fit somewhere below."""
 
@@ -168,6 +171,7 @@ class Retype(Rewriter):
     def __init__(self, env: Iterable[tuple[Var, Var]], dropped: Stmt) -> None:
         super().__init__(dict(env))
         self.dropped = dropped
+        self.computes = False  # whether an op that computes has another type now
 
     def stmt(self, s: Stmt) -> Stmt | Block:
         if s is self.dropped:
@@ -199,4 +203,5 @@ class Retype(Rewriter):
             return let
         new = Var(old.name, found, old.span)
         self.env[old] = new
+        self.computes |= let.op.name not in _MOVES
         return replace(let, results=(new,))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..ir.expr import Const, Expr, Var, binary
-from ..ir.nodes import If, Let, Stmt
+from ..ir.expr import Binary, Const, Expr, Var, binary
+from ..ir.nodes import Block, If, Let
+from ..ir.printer import format_expr
 from ..ir.rewrite import children, defs, inner_defs
 from ..ir.types import TensorType, TileType
 from ..ops.registry import OpDef
 from .fault import Fault, FaultClass, Outline, accepted, with_arg
+from .scalars import scalars, with_scalar
 from .structure import accesses, roots, writes
 
-_INDICES = ("offset", "index")
+INDICES = ("offset", "index")
 _NEAR = 2  # buffers of equal type to read instead, at most
 
 
-def _index_of(let: Let, op: OpDef) -> tuple[str, tuple[Expr, ...]] | None:
+def index_of(let: Let, op: OpDef) -> tuple[str, tuple[Expr, ...]] | None:
     """The index parameter of an op that has one."""
-    for name in _INDICES:
+    for name in INDICES:
         if name in op.param_names:
             value = let.arg(name)
             if isinstance(value, tuple) and all(isinstance(x, Expr) for x in value):
@@ -38,10 +40,10 @@ def _base(let: Let) -> str:
 
 
 def _extents(let: Let, rank: int) -> tuple[int, ...]:
-    """Extents of the box that a store writes; 1 where they are not known."""
-    source = let.arg("source") if "source" in let.op.param_names else None
-    if isinstance(source, Var) and isinstance(source.type, TileType):
-        return source.type.shape
+    """Extents of the box that an op moves; 1 for a single element."""
+    box = let.arg("source") if "source" in let.op.param_names else let.results[0] if let.results else None
+    if isinstance(box, Var) and isinstance(box.type, TileType) and box.type.rank == rank:
+        return box.type.shape
     return (1,) * rank
 
 
@@ -49,40 +51,38 @@ _EDGES = {"<": "<=", "<=": "<", ">": ">=", ">=": ">"}
 
 
 def shift_indices(o: Outline) -> Iterator[Fault]:
-    """One element further or nearer along each axis of each access, and ``<`` for ``<=``."""
-    from .values import _at, _scalars  # the walk over scalar expressions
-
+    """One element or one box further or nearer along each axis of each access, and ``<`` for ``<=``."""
     kind = FaultClass.OFF_BY_ONE
     for let, op in o.lets():
-        found = _index_of(let, op)
+        found = index_of(let, op)
         if found is None:
             continue
         name, index = found
         box = _extents(let, len(index))
         for axis, x in enumerate(index):
+            steps = [1, box[axis]] if not writes(let) and box[axis] > 1 else [1]
             if writes(let) and box[axis] == 1:
                 continue  # one element further is another slot
-            for sign in ("+", "-"):
-                new = _moved(let, name, index, axis, binary(sign, x, Const(1)))
-                if new is not None:
-                    what = f"{op.name} of {_base(let)} at {sign}1 on axis {axis}"
-                    yield o.fault(kind, let, what, (new,))
+            for step in steps:
+                for sign in ("+", "-"):
+                    new = _moved(let, name, index, axis, binary(sign, x, Const(step)))
+                    if new is not None:
+                        what = f"{op.name} of {_base(let)} at {sign}{step} on axis {axis}"
+                        yield o.fault(kind, let, what, (new,))
     for s in o.stmts:
         if isinstance(s, If):
-            for path, part in _scalars(s):
-                edge = _EDGES.get(getattr(part, "op", ""))
-                if edge is not None:
-                    new_if = _at(s, path, binary(edge, part.lhs, part.rhs))  # type: ignore[attr-defined]
+            for path, part in scalars(s):
+                if isinstance(part, Binary) and part.op in _EDGES:
+                    edge = _EDGES[part.op]
+                    new_if = with_scalar(s, path, binary(edge, part.lhs, part.rhs))
                     if new_if is not None:
-                        from ..ir.printer import format_expr
-
                         yield o.fault(kind, s, f"{edge} in {format_expr(part)}", (new_if,))
 
 
 def wrong_slots(o: Outline) -> Iterator[Fault]:
     """A store one whole box further, one nearer, or at the start of the axis."""
     for let, op in o.lets():
-        found = _index_of(let, op)
+        found = index_of(let, op)
         if found is None or not writes(let):
             continue
         name, index = found
@@ -106,7 +106,7 @@ def stale_buffers(o: Outline) -> Iterator[Fault]:
     yield from _stale(o, o.function.body, scope, root)
 
 
-def _stale(o: Outline, block: tuple[Stmt, ...], scope: list[Var], root: dict[Var, Var]) -> Iterator[Fault]:
+def _stale(o: Outline, block: Block, scope: list[Var], root: dict[Var, Var]) -> Iterator[Fault]:
     scope = list(scope)
     for s in block:
         if isinstance(s, Let) and accesses(s) and not writes(s):

@@ -45,9 +45,19 @@ def wrong_roundings(o: Outline) -> Iterator[Fault]:
 
 
 def _without(o: Outline, let: Let, x: Var) -> Function | None:
-    """The function with the operand of a cast in place of its result; None if its type does not fit below."""
+    """The function with the operand of a cast in place of its result; None if that is no fault.
+
+    It is none where a type does not fit below, and where a cast to a wider type is left out of an operation
+    that widens its operands itself.
+    """
+    rewriter = Retype([(let.result, x)], let)
     try:
-        body = Retype([(let.result, x)], let).block(o.function.body)
+        body = rewriter.block(o.function.body)
     except Mistyped:
         return None
-    return replace(o.function, body=body)
+    widens = _bits(let.result) > _bits(x)
+    return None if widens and not rewriter.computes else replace(o.function, body=body)
+
+
+def _bits(x: Var) -> int:
+    return x.type.dtype.bits if isinstance(x.type, TileType) else 0

@@ -76,10 +76,13 @@ def skip_blocks(o: Outline) -> Iterator[Fault]:
             cond = binary("!=", var, index)
             what = f"the {name} block does not run"
             yield o.fault(kind, s, what, (_guarded(s, cond),), _idle(s) if name == "last" else "")
+        for parity, name in enumerate(("even", "odd")):
+            cond = binary("!=", binary("%", var, Const(2)), Const(parity))
+            yield o.fault(kind, s, f"no block of an {name} number runs", (_guarded(s, cond),))
         for x in walk(s.body):
             if isinstance(x, Bind) and isinstance(x.value, Binary) and x.value.op == "%" and x.value.lhs is var:
                 divisor = x.value.rhs
-                if isinstance(divisor, Const) and 1 < divisor.value <= 64:
+                if isinstance(divisor, Const) and 2 < divisor.value <= 64:
                     for residue in range(int(divisor.value)):
                         cond = binary("!=", x.value, Const(residue))
                         what = f"no block with {x.var.name} = {residue} runs"

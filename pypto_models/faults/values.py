@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..errors import InternalError, UserError
-from ..ir.expr import Binary, Const, Expr, Unary, Var, binary, convert, logical_not, negate
-from ..ir.nodes import Arg, Bind, If, Let, Stmt
+from ..errors import InternalError
+from ..ir.expr import Binary, Const, Expr, Var
+from ..ir.nodes import Arg, Let
 from ..ir.printer import format_expr
 from ..ir.types import BOOL, TileType
 from ..ops import REGISTRY
 from ..ops.registry import Kind, OpDef
 from .fault import Fault, FaultClass, Maker, Outline, accepted, with_arg
+from .places import index_of
+from .scalars import place_of, scalars, with_scalar
 
 _TILES = (Kind.TILE, Kind.TILE_OR_SCALAR)
 _ORDERED = ("-", "//", "%", "/", "**", "<", "<=", ">", ">=")
@@ -36,18 +38,36 @@ def swap_operands(o: Outline) -> Iterator[Fault]:
             yield o.fault(kind, let, what, (swapped,))
         elif (fix := _INVERSE.get(op.name.rpartition("_")[2])) is not None:
             # v - t and v / t with a broadcast v: the other order, by an op on the result
-            inner = replace(let.result, uid=-1) if False else Var(let.result.name, let.result.type, let.span)
+            inner = Var(let.result.name, let.result.type, let.span)
             outer = Let(let.results, REGISTRY[fix], _filled(REGISTRY[fix], inner), let.span)
             if accepted(outer):
                 yield o.fault(kind, let, what, (replace(let, results=(inner,)), outer))
+    yield from _turned(o)
     for s in o.stmts:
-        for path, x in _scalars(s):
+        for path, x in scalars(s):
             if isinstance(x, Binary) and x.op in _ORDERED and x.lhs != x.rhs:
-                new = _at(s, path, Binary(x.op, x.rhs, x.lhs))
+                new = with_scalar(s, path, Binary(x.op, x.rhs, x.lhs))
                 if new is not None:
                     yield o.fault(kind, s, f"{format_expr(x)} with its operands swapped", (new,))
 
 
+def _turned(o: Outline) -> Iterator[Fault]:
+    """A matrix operand taken as its transpose where that is square, and exchanged row and column indices."""
+    for let, op in o.lets():
+        for p in op.params:
+            if p.name.endswith("_trans") and isinstance(old := let.arg(p.name), bool):
+                new = with_arg(let, p.name, not old)
+                if accepted(new):
+                    yield o.fault(FaultClass.SWAP_OPERANDS, let, f"{op.name} with {p.name}={not old}", (new,))
+        found = index_of(let, op)
+        if found is not None and len(found[1]) == 2 and found[1][0] != found[1][1]:
+            new = with_arg(let, found[0], found[1][::-1])
+            if accepted(new):
+                what = f"{op.name} with its row and column {found[0]} exchanged"
+                yield o.fault(FaultClass.SWAP_OPERANDS, let, what, (new,))
+
+
+_COMMUTATIVE = ("add", "mul")
 _INVERSE = {"sub": "neg", "div": "recip"}
 
 
@@ -58,20 +78,22 @@ def _filled(op: OpDef, first: Arg) -> tuple[Arg, ...]:
 def _commutes(let: Let, op: OpDef) -> bool:
     if "cmp_type" in op.param_names:
         return let.arg("cmp_type") in _SYMMETRIC_COMPARISONS
-    return op.combine is not None and "acc" not in op.param_names
+    if "acc" in op.param_names:
+        return False
+    return op.combine is not None or op.name.rpartition("_")[2] in _COMMUTATIVE
 
 
 # ---------------------------------------------------------------------------------------------- constants
 def change_constants(o: Outline) -> Iterator[Fault]:
     """Another number: an integer one larger (or smaller), a fraction doubled, 1 for 0.0."""
     for s in o.stmts:
-        for path, x in _scalars(s):
+        for path, x in scalars(s):
             if not isinstance(x, Const) or x.dtype == BOOL:
                 continue
             for value in _others(x):
-                new = _at(s, path, Const(value, x.type))
+                new = with_scalar(s, path, Const(value, x.type))
                 if new is not None:
-                    what = f"{_place(s, path)}: {_show(value)} for {_show(x.value)}"
+                    what = f"{place_of(s, path)}: {_show(value)} for {_show(x.value)}"
                     yield o.fault(FaultClass.CONSTANT, s, what, (new,))
                     break
 
@@ -84,90 +106,6 @@ def _others(x: Const) -> tuple[int | float, ...]:
 
 def _show(value: int | float) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-# ---------------------------------------------------------------- scalar expressions and their positions
-Path = tuple[str | int, ...]
-
-
-def _scalars(s: Stmt) -> Iterator[tuple[Path, Expr]]:
-    """Every scalar expression that decides a value: of bindings, conditions and scalar arguments.
-
-    Indices of accesses are left to ``places``, bounds of loops to ``structure``.
-    """
-    if isinstance(s, Bind):
-        yield from _nodes(("value",), s.value)
-    elif isinstance(s, If):
-        yield from _nodes(("cond",), s.cond)
-    elif isinstance(s, Let) and isinstance(s.op, OpDef):
-        for p, a in zip(s.op.params, s.args, strict=True):
-            if p.kind in (Kind.SCALAR, Kind.TILE_OR_SCALAR) and isinstance(a, Expr):
-                if not (isinstance(a, Var) and isinstance(a.type, TileType)):
-                    yield from _nodes((p.name,), a)
-            elif p.name == "valid_shape" and isinstance(a, tuple):
-                for i, x in enumerate(a):
-                    if isinstance(x, Const):
-                        yield (p.name, i), x
-
-
-def _nodes(path: Path, x: Expr) -> Iterator[tuple[Path, Expr]]:
-    yield path, x
-    if isinstance(x, Binary):
-        yield from _nodes((*path, "lhs"), x.lhs)
-        yield from _nodes((*path, "rhs"), x.rhs)
-    elif isinstance(x, Unary):
-        yield from _nodes((*path, "operand"), x.operand)
-
-
-def _rebuilt(x: Expr, path: Path, new: Expr) -> Expr:
-    if not path:
-        return new
-    if isinstance(x, Binary):
-        lhs = _rebuilt(x.lhs, path[1:], new) if path[0] == "lhs" else x.lhs
-        rhs = _rebuilt(x.rhs, path[1:], new) if path[0] == "rhs" else x.rhs
-        return binary(x.op, lhs, rhs)
-    if isinstance(x, Unary):
-        inner = _rebuilt(x.operand, path[1:], new)
-        if x.op == "cast" and x.to is not None:
-            return convert(inner, x.to)
-        return negate(inner) if x.op == "-" else logical_not(inner)
-    raise InternalError(f"{x!r} has no part {path[0]!r}")
-
-
-def _at(s: Stmt, path: Path, new: Expr) -> Stmt | None:
-    """The statement with one part of an expression replaced; None if that changes nothing or is refused."""
-    try:
-        if isinstance(s, Bind):
-            return replace(s, value=_rebuilt(s.value, path[1:], new))
-        if isinstance(s, If):
-            return replace(s, cond=_rebuilt(s.cond, path[1:], new))
-    except UserError:  # a constant divisor became 0
-        return None
-    if not isinstance(s, Let):
-        raise InternalError(f"{s!r} has no scalar")
-    name, old = str(path[0]), s.arg(str(path[0]))
-    if isinstance(old, tuple):
-        value: Arg = tuple(new if i == path[1] else x for i, x in enumerate(old))  # type: ignore[assignment]
-    elif isinstance(old, Expr):
-        value = _rebuilt(old, path[1:], new)
-    else:
-        raise InternalError(f"{s!r} has no scalar {name!r}")
-    let = with_arg(s, name, value)
-    return let if accepted(let) else None
-
-
-def _place(s: Stmt, path: Path) -> str:
-    """Where a constant stands, for the reader: ``pages in (tokens + 15) // 16``."""
-    if isinstance(s, Bind):
-        return f"in {s.var.name} = {format_expr(s.value)}{_step(path)}"
-    if isinstance(s, If):
-        return f"in if {format_expr(s.cond)}{_step(path)}"
-    return f"in {s.op.name if isinstance(s, Let) else s}({path[0]}){_step(path)}"
-
-
-def _step(path: Path) -> str:
-    steps = ".".join(str(p) for p in path[1:])
-    return f" at {steps}" if steps else ""
 
 
 # ---------------------------------------------------------------------------------------------- broadcasts

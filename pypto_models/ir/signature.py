@@ -6,6 +6,7 @@ and the verifier see an op through these protocols.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol, runtime_checkable
@@ -54,6 +55,7 @@ class Definition(Protocol):
     def namespaces(self) -> tuple[str, ...]: ...
 
 
+@functools.cache  # the check of a protocol costs more than all else that the printer does with an op
 def definition(op: Operation) -> Definition:
     """The op with its facets; an op that is not from the registry is a bug of the compiler."""
     if not isinstance(op, Definition):

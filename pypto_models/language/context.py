@@ -84,6 +84,7 @@ class Context:
         self.errors: list[UserError] = []
         self.warnings: list[str] = []
         self.placeholders: set[Var] = set()  # tiles of pl.create_tensor: no element has a value yet
+        self.mutated: set[Var] = set()  # tiles and arrays that an op changed in place
         self.frames: list[Frame] = []
         self.place = Place()
         self._blocks: list[list[Stmt]] = []
@@ -115,6 +116,7 @@ class Context:
 
     def rebind(self, old: Var, new: Var) -> None:
         """An op changed ``old`` in place: every name bound to it, in every frame, now means ``new``."""
+        self.mutated.add(old)
         for frame in self.frames:
             for name, value in frame.names.items():
                 frame.names[name] = _replaced(value, old, new)

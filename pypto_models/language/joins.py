@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ..errors import Diag, InternalError, Span, UserError
 from ..ir.expr import Const, Expr, Var, free_vars
 from ..ir.nodes import Block, Carried, For, If, Merged, Stmt
-from ..ir.rewrite import Rewriter, defs, inner_defs, operands, uses, walk
+from ..ir.rewrite import Rewriter, defs, exits, inner_defs, operands, uses, walk
 from ..ir.types import INDEX, ArrayType, Dim, ScalarType, TensorType, TileType, Type
 from ..ops.common import same_dim
 from .context import Context, Names, Poisoned, Undefined
@@ -50,6 +50,18 @@ def _as(value: Any, t: Type) -> Expr:
 
 # ------------------------------------------------------------------------------------------ loops
 @dataclass
+class _Web:
+    """Names bound to one value when the loop begins: an op that changes it in place changes it for all."""
+
+    keys: list[Key]
+    type: Type
+
+    @property
+    def name(self) -> str:
+        return self.keys[-1][1]
+
+
+@dataclass
 class LoopJoin:
     """Builds the carried values of one loop; ``parallel`` loops carry nothing but arrays of task ids.
 
@@ -66,51 +78,89 @@ class LoopJoin:
     def run(self, assigned: set[str], body: Callable[[], Block]) -> tuple[Block, tuple[Carried, ...]]:
         """The body's block and the carried values; names then mean what they do after the loop."""
         own = len(self.before) - 1
-        kinds: dict[Key, Type] = {}
+        webs: list[_Web] = []
         for name, value in self.before[own].items():
-            t = type_of(value)
-            if name in assigned and t is not None and not isinstance(t, TensorType):
-                kinds[own, name] = t
+            if name in assigned and not isinstance(type_of(value), TensorType):
+                self._add((own, name), webs)
         lost: set[Key] = set()  # compile-time values that a trip replaces
         while True:
-            params = self._enter(kinds, lost)
+            params = self._enter(webs, lost)
             errors = len(self.ctx.errors)
             block = body()
             after = self.ctx.snapshot()
-            if not self._grow(kinds, lost, block, after):
-                return self._finish(block, params, after)
+            if not self._grow(webs, lost, params, block, after):
+                return self._finish(webs, params, block, after)
             del self.ctx.errors[errors:]
 
-    def _enter(self, kinds: dict[Key, Type], lost: set[Key]) -> dict[Key, Var]:
+    def _add(self, key: Key, webs: list[_Web]) -> None:
+        """Carry a name, and with it the other names of its tile or array."""
+        value = self._at(self.before, key)
+        t = type_of(value)
+        if t is None or any(key in w.keys for w in webs):
+            return
+        shared = isinstance(t, TileType | ArrayType)
+        names = [(i, n) for i, frame in enumerate(self.before) for n, v in frame.items() if v is value]
+        webs.append(_Web(sorted(names) if shared else [key], t))
+
+    @staticmethod
+    def _at(names: Names, key: Key) -> Any:
+        return names[key[0]].get(key[1])
+
+    def _bind(self, keys: Iterable[Key], value: Any) -> None:
+        for i, name in keys:
+            self.ctx.frames[i].names[name] = value
+
+    def _enter(self, webs: list[_Web], lost: set[Key]) -> list[Var]:
         self.ctx.restore(self.before)
-        params = {key: Var(key[1], kinds[key], self.span) for key in sorted(kinds)}
-        for (i, name), param in params.items():
-            self.ctx.frames[i].names[name] = param
-        for i, name in lost:
-            self.ctx.frames[i].names[name] = Undefined(self._clash(name, self.before[i][name], None))
+        params = [Var(w.name, w.type, self.span) for w in webs]
+        for w, param in zip(webs, params, strict=True):
+            self._bind(w.keys, param)
+        for key in lost:
+            self._bind([key], Undefined(self._clash(key[1], self._at(self.before, key), None)))
         return params
 
-    def _grow(self, kinds: dict[Key, Type], lost: set[Key], block: Block, after: Names) -> bool:
+    def _grow(self, webs: list[_Web], lost: set[Key], params: list[Var], block: Block, after: Names) -> bool:
         """Extend what is carried by what the body turned out to rebind; False if nothing is new."""
         grown = False
+        for w, param in zip(list(webs), params, strict=True):
+            parts = self._parts(w, param, after)
+            init, value = self._at(self.before, w.keys[0]), self._at(after, w.keys[0])
+            joined = self._joined(init, w.type, type_of(value), block)
+            if len(parts) > 1:
+                webs.remove(w)
+                webs += parts
+                grown = True
+            elif joined is not None and joined != w.type:
+                w.type, grown = joined, True
         for i, frame in enumerate(self.before):
             for name, init in frame.items():
                 key, value = (i, name), after[i].get(name)
-                if isinstance(value, Poisoned | Undefined) or isinstance(init, Poisoned | Undefined):
+                known = key in lost or any(key in w.keys for w in webs)
+                silent = isinstance(value, Poisoned | Undefined) or isinstance(init, Poisoned | Undefined)
+                if known or silent or value is init or value == init:
                     continue
-                t = type_of(value)
-                if key in kinds:
-                    joined = self._joined(init, kinds[key], t, block)
-                    if joined is not None and joined != kinds[key]:
-                        kinds[key], grown = joined, True
-                elif key not in lost and value is not init and value != init:
-                    start = type_of(init)
-                    if start is not None and t is not None:
-                        kinds[key] = start
-                    else:
-                        lost.add(key)
-                    grown = True
+                if type_of(init) is not None and type_of(value) is not None:
+                    self._add(key, webs)
+                else:
+                    lost.add(key)
+                grown = True
         return grown
+
+    def _parts(self, web: _Web, param: Var, after: Names) -> list[_Web]:
+        """The web, divided by what its names are bound to after a trip."""
+        parts: dict[int, _Web] = {}
+        for key in web.keys:
+            part = parts.setdefault(id(self._at(after, key)), _Web([], web.type))
+            part.keys.append(key)
+        if len(parts) > 1 and param in self.ctx.mutated:
+            one, other = (p.name for p in list(parts.values())[:2])
+            fields = {
+                "what": f"{one!r}",
+                "why": f"names the same tile as {other!r}, which this loop changes in place and rebinds",
+                "fix": "give each its own tile before the loop",
+            }  # fmt: skip
+            raise UserError(Diag.MISPLACED, self.span, dict(fields))
+        return list(parts.values())
 
     def _joined(self, init: Any, start: Type, after: Type | None, block: Block) -> Type | None:
         """The type of a carried value that enters as ``start`` and leaves a trip as ``after``.
@@ -128,37 +178,52 @@ class LoopJoin:
         return joined
 
     def _finish(
-        self, block: Block, params: dict[Key, Var], after: Names
+        self, webs: list[_Web], params: list[Var], block: Block, after: Names
     ) -> tuple[Block, tuple[Carried, ...]]:
         self.ctx.restore(self.before)
         carried: list[Carried] = []
         unchanged: dict[Var, Expr] = {}
-        exits = [v for frame in after for x in frame.values() if isinstance(x, Expr) for v in free_vars(x)]
-        reads = _reads(block, exits) if params else {}
-        for (i, name), param in params.items():
-            init, value = self.before[i][name], after[i].get(name)
-            names = self.ctx.frames[i].names
+        ends = [self._at(after, w.keys[0]) for w in webs]
+        reads = self._reads(block, ends) if webs else {}
+        for w, param, value in zip(webs, params, ends, strict=True):
+            init = self._at(self.before, w.keys[0])
             if value is param:
                 unchanged[param] = init
                 continue
             if isinstance(value, Poisoned):
-                names[name] = value
+                self._bind(w.keys, value)
                 continue
-            error = self._refusal(name, param, init, value)
+            error = self._refusal(w.name, param, init, value)
             if error is not None:
                 if param in reads:
                     raise Undefined(error).read_at(reads[param])
-                names[name] = Undefined(error)
+                self._bind(w.keys, Undefined(error))
                 continue
-            names[name] = result = Var(name, param.type, self.span)
+            result = Var(w.name, param.type, self.span)
+            self._bind(w.keys, result)
             start, end = (_as(x, param.type) for x in (init, value))
             carried.append(Carried(param, start, end, result))
-        self._forget(after, params)
+        self._forget(after, {key for w in webs for key in w.keys})
         if unchanged:
             rewriter = Rewriter(env=unchanged)
             block = rewriter.block(block)
             carried = [replace(c, next=rewriter.expr(c.next)) for c in carried]
         return block, tuple(carried)
+
+    def _reads(self, block: Block, ends: list[Any]) -> dict[Var, Span]:
+        """Variables that the block or the next trip reads, with the first place.
+
+        Joins that nothing reads are left out: they come from names used as temporaries.
+        """
+        passed_on = {v for x in ends if isinstance(x, Expr) for v in free_vars(x)}
+        found: dict[Var, Span] = {}
+        for s in walk(drop_dead_joins(block, passed_on)):
+            for x in (*operands(s), *exits(s)):
+                for v in free_vars(x):
+                    found.setdefault(v, s.span)
+        for v in passed_on:
+            found.setdefault(v, self.span)
+        return found
 
     def _refusal(self, name: str, param: Var, init: Any, value: Any) -> UserError | None:
         """Why the name cannot be carried, if it cannot."""
@@ -174,7 +239,7 @@ class LoopJoin:
             return self._clash(name, init, value)
         return None
 
-    def _forget(self, after: Names, params: dict[Key, Var]) -> None:
+    def _forget(self, after: Names, carried: set[Key]) -> None:
         """Names that only the body binds have no value if there is no trip."""
         for i, frame in enumerate(after):
             for name, value in frame.items():
@@ -184,7 +249,7 @@ class LoopJoin:
                     self.ctx.frames[i].names[name] = value
                 elif fresh and value is not before:
                     self.ctx.frames[i].names[name] = Undefined(not_on_every_path(name, "loop", self.span))
-                elif (i, name) not in params and not fresh and value is not before and value != before:
+                elif (i, name) not in carried and not fresh and value is not before and value != before:
                     self.ctx.frames[i].names[name] = (
                         value if isinstance(value, Undefined) else Undefined(self._clash(name, before, value))
                     )
@@ -197,16 +262,6 @@ class LoopJoin:
 
 def not_on_every_path(name: str, construct: str, span: Span) -> UserError:
     return UserError(Diag.NOT_ON_EVERY_PATH, span, {"name": name, "construct": construct, "line": span.line})
-
-
-def _reads(block: Block, exits: Iterable[Var]) -> dict[Var, Span]:
-    """Variables that the block reads, with the first place, joins that nothing reads left out."""
-    found: dict[Var, Span] = {}
-    for s in walk(drop_dead_joins(block, exits)):
-        for x in operands(s):
-            for v in free_vars(x):
-                found.setdefault(v, s.span)
-    return found
 
 
 # ------------------------------------------------------------------------------------------ branches
@@ -277,12 +332,12 @@ class _DropJoins(Rewriter):
         return self.descend(s)
 
 
-def drop_dead_joins(body: Block, exits: Iterable[Var] = ()) -> Block:
+def drop_dead_joins(body: Block, needed: Iterable[Var] = ()) -> Block:
     """Remove carried and merged values that are never read; they come from names used as temporaries.
 
-    ``exits`` are variables that something after the block reads.
+    ``needed`` are variables that something after the block reads.
     """
-    kept = frozenset(exits)
+    kept = frozenset(needed)
     while True:
         pass_ = _DropJoins(kept | frozenset(uses(body)))
         body = pass_.block(body)

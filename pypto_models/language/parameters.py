@@ -161,10 +161,15 @@ def _check_actual(
 # ------------------------------------------------------------------------------------------ constants
 def check_constants(ctx: Context, kernel: Kernel) -> None:
     """Refuse names in ``constants`` that neither the kernel nor anything it calls reads."""
-    read = _constants(kernel, set())
+    read = constant_names(kernel)
     for name in ctx.constants.keys() - read:
         known = ", ".join(sorted(read)) or "none"
         ctx.report(UserError(Diag.UNUSED_CONSTANT, kernel.span, {"name": name, "known": known}))
+
+
+def constant_names(kernel: Kernel) -> set[str]:
+    """Names that ``constants`` may replace: those that the kernel, or one that it inlines, reads."""
+    return _constants(kernel, set())
 
 
 def _constants(kernel: Kernel, seen: set[Kernel]) -> set[str]:

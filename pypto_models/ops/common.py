@@ -64,8 +64,8 @@ def require_rank2(op: str, *tiles: TileType) -> None:
 def require_float(op: str, *tiles: TileType) -> None:
     for t in tiles:
         require(
-            t.dtype.is_float, Diag.DTYPE, f"pl.{op}", f"needs a float tile, got {describe(t)}",
-            "cast it first: pl.cast(x, pl.FP32)",
+            t.dtype.is_float and t.dtype != FP8E8M0, Diag.DTYPE, f"pl.{op}",
+            f"needs a float tile, got {describe(t)}", "cast it first: pl.cast(x, pl.FP32)",
         )  # fmt: skip
 
 

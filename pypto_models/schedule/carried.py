@@ -112,7 +112,8 @@ class Flow:
             return inner and Chain(inner.op, inner.links | {id(s)})
         if s is not None and isinstance(s[1], Merged) and isinstance(s[0], If):
             return self._chain_branch(s[0], s[1], param, loop, params)
-        if s is not None and isinstance(s[1], Carried) and isinstance(s[0], For):
+        # A loop that has ended; another value that a running loop carries is not built from this one
+        if s is not None and isinstance(s[1], Carried) and isinstance(s[0], For) and x is s[1].result:
             start = self._chain(s[1].init, param, loop, params)
             inside = self._chain(s[1].next, s[1].param, s[0], params | {s[1].param})
             both = _join(start, inside)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+import pypto_models.language as pl
+from pypto_models.errors import UserError
+
 TILES = ("a", "b", "c", "x")
 SCALARS = ("m", "n")
 HEAD = """\
@@ -29,7 +32,20 @@ TAIL = """\
 
 def program(seed: int) -> str:
     """The text of one kernel.  Every name has a value at the top, so that any statement may read it."""
-    return HEAD + "\n".join(_block(random.Random(seed), 0, "        ")) + "\n" + TAIL
+    r = random.Random(seed)
+    while True:
+        text = HEAD + "\n".join(_block(r, 0, "        ")) + "\n" + TAIL
+        if not _ambiguous(text):
+            return text
+
+
+def _ambiguous(text: str) -> bool:
+    """True if a loop changes a tile of two names in place and rebinds one: the language refuses that."""
+    try:
+        pl.parse(text)
+    except UserError as error:
+        return "names the same tile" in error.message
+    return False
 
 
 def _block(r: random.Random, depth: int, pad: str) -> list[str]:

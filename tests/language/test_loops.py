@@ -283,11 +283,50 @@ def changed_below(
 
 def test_a_loop_carries_what_an_inline_kernel_changes_in_place() -> None:
     outer, inner = loops(lowered(changed_below))
-    assert [sorted(c.result.name for c in loop.carried) for loop in (outer, inner)] == [["seen", "t"]] * 2
+    assert sorted(c.result.name for c in outer.carried) == ["seen", "t"]
+    assert [c.init for c in inner.carried] == [c.param for c in outer.carried]
+    assert [c.result for c in inner.carried] == [c.next for c in outer.carried]
     for n, last in [(0, 7), (3, 2)]:
         x, out = randn(16, 64), torch.empty(16, 64)
         run(changed_below, x=x, n=n, out=out)
         torch.testing.assert_close(out, (n - x) * 2 * last)
+
+
+@pl.jit
+def two_names(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    with pl.at(level=CORE):
+        a = pl.exp(x)
+        b = a
+        c = a
+        for _ in pl.range(3):
+            a = pl.add(a, b)  # only a is rebound: b and c stay
+            b = c
+        out[:, :] = pl.sub(pl.mul(a, 2.0), c)
+
+
+def test_rebinding_one_of_two_names_leaves_the_other() -> None:
+    (loop,) = loops(lowered(two_names))
+    assert [c.result.name for c in loop.carried] == ["a"]
+    x, out = randn(16, 64), torch.empty(16, 64)
+    run(two_names, x=x, out=out)
+    torch.testing.assert_close(out, x.exp() * 7)
+
+
+def test_a_tile_with_two_names_is_not_both_changed_in_place_and_rebound() -> None:
+    error = fails(
+        "with pl.at(level=CORE):\n    a = pl.exp(x)\n    b = a\n    for _ in pl.range(3):\n"
+        "        a[0:8, :] = x[0:8, :]\n        a = pl.add(a, 1.0)\n    out[:, :] = b"
+    )
+    assert (error.code, marked(error)) == ("misplaced", "for _ in pl.range(3):")
+    assert "'a' names the same tile as 'b', which this loop changes in place and rebinds" in error.message
+
+
+def test_a_value_handed_to_another_name_is_read() -> None:
+    error = fails(
+        "with pl.at(level=CORE):\n    t = pl.exp(x)\n    u = pl.neg(x)\n    for _ in pl.range(3):\n"
+        "        u = t\n        t = pl.slice(x, [8, 64], [0, 0])\n    out[:, :] = u"
+    )
+    assert (error.code, error.fields["name"]) == ("carried-type", "t")
 
 
 @pl.jit

@@ -362,6 +362,38 @@ def test_two_types_compute_in_the_common_one(a: DType, b: DType, common: DType, 
     assert torch.equal(got, swapped)
 
 
+# ------------------------------------------------------------------------------------------ run-time mistakes
+def failing(lines: list[str], match: str, n: int, platform: str) -> None:
+    """A kernel with the run-time scalar ``n`` fails with this message, at the line of its first statement."""
+    text = "\n".join([
+        "import pypto_models.language as pl", "", "@pl.jit",
+        "def kernel(x: pl.Tensor[[16, 32], pl.FP32], n: pl.Scalar[pl.INT32],",
+        "           out: pl.Out[pl.Tensor[[16, 32], pl.FP32]]):",
+        "    with pl.at(level=pl.Level.CORE_GROUP):", *(f"        {line}" for line in lines),
+        "        out = pl.assemble(out, pl.cast(y, pl.FP32), [0, 0])\n",
+    ])  # fmt: skip
+    with pytest.raises(UserError, match=rf"(?s):7:.*{match}"):
+        run(kernel_of(text), platform, [torch.randn(16, 32), n, torch.empty(16, 32)])
+
+
+@pytest.mark.parametrize(
+    ("lines", "match", "n"),
+    [
+        (["y = pl.full([16, 32], pl.INT8, n)"], r"pl\.full: 300 is not within -128\.\.127", 300),
+        (
+            ["row = pl.slice(x, [1, 32], [n, 0], drop_dims=[0], clamp=True)", "y = pl.reshape(row, [1, 32])"],
+            "drop_dims removes has no valid element", 16,
+        ),
+        (["y = pl.set_validshape(pl.slice(x, [16, 32], [0, 0]), n, 32)"], r"valid shape is \[17, 32\]", 17),
+        (["y = pl.slice(x, [8, 32], [n, 0])"], r"reads x\[9:17, 0:32\] outside of its extents", 9),
+        (["y = pl.div(pl.cast(x, pl.INT32), n)"], "divisor is 0|division by zero", 0),
+    ],
+    ids=["full", "drop_dims", "set_validshape", "slice", "div"],
+)  # fmt: skip
+def test_what_only_the_run_can_know(lines: list[str], match: str, n: int, platform: str) -> None:
+    failing(lines, match, n, platform)
+
+
 # ------------------------------------------------------------------------------------------ precision
 @pl.jit
 def fp32_product(

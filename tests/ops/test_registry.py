@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 import pypto_models.language as pl
 from pypto_models.errors import InternalError, UserError
@@ -16,6 +17,7 @@ from pypto_models.ir.rewrite import walk
 from pypto_models.ir.types import (
     BF16,
     BOOL,
+    DTYPES,
     FP8E4M3FN,
     FP8E8M0,
     FP16,
@@ -36,6 +38,7 @@ from pypto_models.ir.types import (
 )
 from pypto_models.ops import REGISTRY, Registry
 from pypto_models.ops.registry import Access, Cost, Effect, Kind, OpDef, op
+from pypto_models.ops.value import TileValue, torch_dtype
 from tests.backends.build import Builder
 
 from .test_split_rules import definition, the_let
@@ -98,6 +101,84 @@ def test_every_spelling_is_a_member_of_the_language() -> None:
         for space in o.namespaces:
             holder = getattr(pl, space) if space else pl
             assert str(getattr(holder, o.spelling)).endswith(o.spelling)
+
+
+# ------------------------------------------------------------------------------------------ facets
+@OPS
+def test_a_result_that_takes_over_an_operand_has_its_extents(o: OpDef) -> None:
+    for s in o.samples:
+        let = the_let(o, s)
+        for x in (let.arg(name) for name in o.inplace):
+            if isinstance(x, Var) and isinstance(x.type, TileType):  # not a scalar rhs
+                assert let.result.type.shape == x.type.shape  # type: ignore[union-attr]
+
+
+COMBINE: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "add": torch.add, "mul": torch.mul, "max": torch.maximum, "min": torch.minimum,
+}  # fmt: skip
+
+
+ASSOCIATIVE = [o for o in REGISTRY if o.combine and o.name != "matmul_acc"]
+
+
+@pytest.mark.parametrize("o", ASSOCIATIVE, ids=lambda o: o.name)
+def test_combine_joins_partial_results(o: OpDef) -> None:
+    """A reduction of two parts, joined, is that of the whole; an elementwise op is its own operator."""
+    assert o.reference is not None and o.combine is not None
+    join = COMBINE[o.combine]
+    x = torch.arange(-12.0, 12.0).reshape(4, 6) / 8
+    a, b = x.chunk(2, dim=0 if o.name.startswith("col_") else 1)
+    if len(o.params) == 1:
+        parts = [run_reference(o, part) for part in (a, b)]
+        assert torch.equal(join(*parts), run_reference(o, x))
+    else:
+        assert torch.equal(run_reference(o, a, b), join(a, b))
+
+
+def test_which_ops_combine() -> None:
+    assert {o.name: o.combine for o in REGISTRY if o.combine} == {
+        "add": "add", "mul": "mul", "maximum": "max", "minimum": "min", "matmul_acc": "add",
+        "row_sum": "add", "row_max": "max", "row_min": "min",
+        "col_sum": "add", "col_max": "max", "col_min": "min",
+    }  # fmt: skip
+
+
+def run_reference(o: OpDef, *xs: torch.Tensor, rest: tuple[Any, ...] = ()) -> torch.Tensor:
+    assert o.reference is not None
+    data = o.reference(*(TileValue(x, tuple(x.shape)) for x in xs), *rest).data
+    assert isinstance(data, torch.Tensor)
+    return data
+
+
+NUMBERS = [d for d in DTYPES if d.kind not in ("task", "index", "bool")]
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "rest"),
+    [
+        ("add", ((4, 4), (4, 4)), ()),
+        ("cmp", ((4, 4), (4, 4)), (0,)),
+        ("row_expand_mul", ((4, 4), (4, 1)), ()),
+        ("matmul", ((4, 4), (4, 4)), (None, False, False, False)),
+    ],
+)
+def test_the_type_rule_and_the_reference_agree(
+    name: str, shapes: tuple[tuple[int, int], ...], rest: tuple[Any, ...]
+) -> None:
+    """For every two element types: the rule refuses them, or says what the reference gives."""
+    o, accepted = REGISTRY[name], 0
+    for a in NUMBERS:
+        for b in NUMBERS:
+            tiles = [tile(s, d) for s, d in zip(shapes, (a, b), strict=True)]
+            try:
+                want = o.infer(*(Var("x", t) for t in tiles), *rest)
+            except UserError:
+                continue
+            ones = [torch.ones(t.shape).to(torch_dtype(t.dtype)) for t in tiles]
+            assert isinstance(want, TileType)
+            assert run_reference(o, *ones, rest=rest).dtype == torch_dtype(want.dtype), (a, b)
+            accepted += 1
+    assert accepted > 20
 
 
 # ------------------------------------------------------------------------------------------ cost, access

@@ -54,6 +54,7 @@ class Body:
     cube: bool = True  # matrix products are welcome
     flat: Scalar | None = None  # number of the block, over all axes
     tiles: list[Tile] = field(default_factory=list)
+    outer: frozenset[Tile] = frozenset()  # of the code around, which knows them under their names
     depth: int = 0
 
     # ------------------------------------------------------------------------------------ results
@@ -102,6 +103,10 @@ class Body:
             return covered and not mixed and not ints and want(o)
 
         return self.some(lambda o: o.shape == t.shape and fits(o))
+
+    def changeable(self, t: Tile) -> bool:
+        """True if the tile may be changed in place here."""
+        return not t.frozen and t.full and t not in self.outer and t.context is self.context
 
     # ------------------------------------------------------------------------------------ index arithmetic
     def offset(self, base: Scalar, add: int) -> Scalar:
@@ -230,7 +235,7 @@ class Body:
         """A loop's or a branch's body: tiles made there go out of scope with it."""
         inner = Body(
             self.w, self.layout, context or self.context, self.place, self.split, self.cube, flat or self.flat,
-            list(self.tiles), self.depth + 1,
+            list(self.tiles), frozenset(self.tiles), self.depth + 1,
         )  # fmt: skip
         with self.w.indented():
             yield inner

@@ -442,7 +442,7 @@ def replaced(b: Body, old: Tile, facts: Facts, fn: Callable[[Env], Blocks], vali
 def insert(b: Body) -> bool:
     """Part of a tile written into another, in place."""
     if b.split is not None:
-        target = b.some(lambda t: not t.frozen and t.full and len(t.shape) == 2 and t.context is b.context)
+        target = b.some(lambda t: b.changeable(t) and len(t.shape) == 2)
         source = target and b.some(lambda s: s is not target and s.full and s.shape == target.shape and s.dtype == target.dtype)
         if target is None or not source:
             return False
@@ -521,7 +521,7 @@ def read_element(b: Body) -> bool:
 
 
 def write_element(b: Body) -> bool:
-    t = b.some(lambda t: not t.frozen and t.full and t.context is b.context)
+    t = b.some(b.changeable)
     if t is None or b.split is not None:
         return False
     at = [b.w.choose(d) for d in t.shape]

@@ -295,6 +295,16 @@ def overlapping(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64],
             out[k * 2 : k * 2 + 4, :] = x[k * 4 : k * 4 + 4, :]
 
 
+@pl.jit
+def swapped(x: pl.Tensor[[16, 1024], pl.FP32], out: pl.Out[pl.Tensor[[16, 1], pl.FP32]]):
+    with pl.at(level=CORE):
+        even = pl.full([16, 1], dtype=pl.FP32, value=0.0)
+        odd = pl.full([16, 1], dtype=pl.FP32, value=0.0)
+        for k in pl.range(4):
+            even, odd = odd, pl.add(even, pl.row_sum(x[:, k * 256 : k * 256 + 256]))
+        out[:, :] = even
+
+
 @pytest.mark.parametrize(
     ("kernel", "expected"),
     [
@@ -305,6 +315,7 @@ def overlapping(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64],
         (recurrence, [("sequential", ""), ("sequential", "")]),  # scaled between sums
         (reset, [("sequential", ""), ("sequential", "")]),  # starts anew in the third trip
         (overlapping, [("sequential", "")]),  # trips write the same rows
+        (swapped, [("sequential", "")] + [("sequential", "")] * 2),  # the sums take turns
     ],
     ids=lambda x: getattr(x, "name", ""),
 )

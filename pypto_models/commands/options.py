@@ -1,0 +1,57 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import NOWHERE, Diag, user_error
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """The file, the platform and the constants."""
+    parser.add_argument("file", type=Path, help="a Python file with @pl.jit kernels")
+    parser.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="replace an integer or float constant",
+    )
+
+
+def numbers(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """``NAME=NUMBER`` arguments by name; raises a user error that shows the one that is wrong."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        try:
+            value = int(text) if text.lstrip("-").isdigit() else float(text)
+        except ValueError:
+            equals = ""
+        if not equals or not name.isidentifier():
+            raise user_error(
+                Diag.ARGUMENT, NOWHERE, name=option, why=f"it says {pair!r}", fix="write NAME=NUMBER"
+            )
+        found[name] = value
+    return found
+
+
+def writable(path: Path | None) -> None:
+    """Make the folder of an output file, before the work that fills it; raises a user error if that fails."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise user_error(
+            Diag.ARGUMENT,
+            NOWHERE,
+            name=str(path),
+            why=f"it cannot be written: {error.strerror}",
+            fix="give another path",
+        ) from error
