@@ -50,8 +50,8 @@ class Case:
         check: ``check(seed)`` gives a set of inputs with its golden; another seed gives other values and,
             where the kernel takes them, other extents and lengths.
         options: keywords of ``pypto_models.compile.compile``.
-        reasons: why faults on a source line (its text, without indentation) can leave every result as it is.  A fault
-            that changes no bit is only called equivalent for such a reason.
+        reasons: why faults on a source line (its text, without indentation) can leave every result as it is.
+            A fault that changes no bit is only called equivalent for such a reason.
         runs: the comparison runs the seeds ``0 .. runs - 1``.  The next five seeds are for faults that no
             comparison noticed: those that change no bit there either are equivalent.
     """
@@ -82,7 +82,10 @@ class Bench:
         self.rounds: dict[int, _Round] = {}
 
     def round(self, seed: int) -> _Round:
-        """The inputs of one seed.  Raises ValueError if the comparison fails or shows nothing without a fault."""
+        """The inputs of one seed.
+
+        Raises ValueError if the comparison fails, or shows nothing, without any fault.
+        """
         if seed not in self.rounds:
             sound = with_function(self.program, self.function, self.platform)
             self.rounds[seed] = _Round(self.case, seed, sound)

@@ -26,7 +26,7 @@ from golden.power_report import Outcome, PowerReport
 from golden.program import Progress
 from pypto_models.compile import DEFAULT_PLATFORM
 from pypto_models.errors import Diag, Span, UserError
-from pypto_models.faults import Fault, sample
+from pypto_models.faults import SCORED, Fault, sample
 from pypto_models.foreign import load_module
 
 __all__ = ["Case", "Check", "Outcome", "PowerReport", "kernels_in", "load_cases", "measure_power"]
@@ -51,7 +51,7 @@ def load_cases(path: Path, config: str, kernel: str | None = None) -> Sequence[C
     if maker is None:
         raise UserError(
             Diag.UNDEFINED, Span(str(path), 1),
-            {"name": PROTOCOL, "fix": f"define {PROTOCOL}(config) in the file: it returns a list of golden.power.Case"},
+            {"name": PROTOCOL, "fix": f"define {PROTOCOL}(config): it returns a list of golden.power.Case"},
         )  # fmt: skip
     return [case for case in maker(config) if kernel in (None, case.kernel.name)]
 
@@ -74,8 +74,8 @@ def measure_power(
     """Run every fault through every case until one of them catches it.
 
     Args:
-        source: the cases of one kernel, or a callable that gives them.  Workers call it themselves, so with ``workers`` it
-            must be picklable: a function of a module, or a ``functools.partial`` of one.
+        source: the cases of one kernel, or a callable that gives them.  Workers call it themselves, so with
+            ``workers`` it must be picklable: a function of a module, or a ``functools.partial`` of one.
         count: at most this many faults, spread over classes and lines by ``seed``; None for all.
         workers: processes beside this one; 0 runs everything here.
         platform: the simulator to run on.
@@ -98,7 +98,10 @@ def measure_power(
         raise ValueError("no fault applies to this kernel: its power cannot be measured")
     keys = [f.key for f in chosen]
     outcomes: dict[Key, Outcome] = {}
-    results = _spread(source, platform, keys, workers) if workers and callable(source) else _here(benches, keys)
+    if workers and callable(source):
+        results = _spread(source, platform, keys, workers)
+    else:
+        results = _here(benches, keys)
     for outcome in results:
         outcomes[outcome.key] = outcome
         if progress is not None:
@@ -132,18 +135,22 @@ def judge_fault(benches: Sequence[Bench], key: Key) -> Outcome:
     fault = where[0][1]
 
     def outcome(status: str, detail: str) -> Outcome:
-        return Outcome(fault.kind.name, fault.site, fault.what, fault.span.file, fault.span.line, status, detail)
+        file, line = fault.span.file, fault.span.line
+        return Outcome(fault.kind.name, fault.site, fault.what, file, line, status, detail)
 
     for bench, its in where:
         if (why := bench.caught(its)) is not None:
             return outcome("caught", why)
+    if fault.kind not in SCORED:
+        return outcome("missed", "every comparison passes")
     if not all(bench.same_bits(its) for bench, its in where):
         return outcome("missed", "the result changes, and every comparison passes")
     reasons = {text: why for bench, _ in where for text, why in bench.case.reasons.items()}
     line = linecache.getline(fault.span.file, fault.span.line).strip()
     if why_equal := reasons.get(line, fault.note):
         return outcome("equivalent", why_equal)
-    return outcome("missed", f"no bit changes on {EQUAL_RUNS} further inputs of each case, but nobody says why")
+    unexplained = f"no bit changes on {EQUAL_RUNS} further inputs of each case, but nobody says why"
+    return outcome("missed", unexplained)
 
 
 def _here(benches: Sequence[Bench], keys: Sequence[Key]) -> Iterator[Outcome]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ OVERALL, PER_CLASS, EQUIVALENT = 0.98, 0.90, 0.05
 
 @dataclass(frozen=True)
 class Outcome:
-    """One fault and what became of it: ``status`` is caught, missed or equivalent; ``detail`` says by what."""
+    """One fault and what became of it: ``status`` is caught, missed or equivalent; ``detail`` says how."""
 
     kind: str
     site: int
@@ -52,7 +52,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class PowerReport:
-    """All outcomes of one kernel."""
+    """All outcomes of one kernel.  Changes of rounding mode are only caught or missed."""
 
     name: str
     cases: tuple[str, ...]
@@ -96,13 +96,14 @@ class PowerReport:
         """One line."""
         t = self.total
         return (
-            f"{self.name}: {t.total} faults, {t.caught} caught, {t.missed} missed, {t.equivalent} equivalent: "
-            f"power {t.power:.1%} ({self.seconds:.0f} s)"
+            f"{self.name}: power {t.power:.1%}: {t.total} faults, {t.caught} caught, {t.missed} missed, "
+            f"{t.equivalent} equivalent ({self.seconds:.0f} s)"
         )
 
     def tables(self) -> Iterator[Table]:
         """Classes, then the source lines on which something was not caught, then each such fault."""
-        table = Table("class", "faults", "caught", "missed", "equivalent", "power", title=f"power of {self.name}")
+        columns = ("class", "faults", "caught", "missed", "equivalent", "power")
+        table = Table(*columns, title=f"power of {self.name}")
         for kind, tally in self.by_class().items():
             apart = kind not in SCORED
             if apart:
@@ -110,20 +111,17 @@ class PowerReport:
             power = f"{tally.power:.1%}" if tally.total else "no place for it"
             low = tally.power < PER_CLASS and not apart
             label = f"{kind.value} (apart)" if apart else kind.value
-            table.add_row(
-                label, *map(str, (tally.total, tally.caught, tally.missed, tally.equivalent)), power,
-                style="red" if low else None,
-            )  # fmt: skip
+            table.add_row(label, *_cells(tally), power, style="red" if low else None)
         total = self.total
         table.add_section()
-        table.add_row("all", *map(str, (total.total, total.caught, total.missed, total.equivalent)), f"{total.power:.1%}")
+        table.add_row("all", *_cells(total), f"{total.power:.1%}")
         yield table
         rest = [o for o in self.scored if o.status != "caught"]
         if rest:
             listed = Table("source line", "class", "fault", "", "why", title="not caught")
             for o in sorted(rest, key=lambda o: (o.status != "missed", o.file, o.line)):
-                kind = FaultClass[o.kind].value
-                listed.add_row(f"{_short(o.file)}:{o.line}", kind, o.what, o.status, o.detail)
+                place = f"{_short(o.file)}:{o.line}"
+                listed.add_row(place, FaultClass[o.kind].value, o.what, o.status, o.detail)
             yield listed
 
     def to_json(self) -> dict[str, Any]:
@@ -140,9 +138,13 @@ class PowerReport:
         }
 
 
-def _tally(outcomes: Any) -> Tally:
+def _tally(outcomes: Iterable[Outcome]) -> Tally:
     counts = Counter(o.status for o in outcomes)
     return Tally(counts["caught"], counts["missed"], counts["equivalent"])
+
+
+def _cells(t: Tally) -> list[str]:
+    return [str(n) for n in (t.total, t.caught, t.missed, t.equivalent)]
 
 
 def _numbers(t: Tally) -> dict[str, Any]:

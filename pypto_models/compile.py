@@ -112,8 +112,8 @@ def compile_function(
 def with_function(program: Program, function: Function, platform: str = DEFAULT_PLATFORM) -> Program:
     """``program`` with another function in place of its own, run as it is: no pass sees it.
 
-    For what no pass may refuse or repair, such as a fault.  The task graph is that of ``function``; the memory
-    plan and the stages stay those of the original.
+    For what no pass may refuse or repair, such as a fault.  The task graph is that of ``function``; the
+    memory plan and the stages stay those of the original.
     """
     target, backend = resolve_platform(platform)
     compiled = replace(program.compiled, function=function, graph=build(function, target))

@@ -25,6 +25,12 @@ class _Mapped(ModuleType):
 
     importing = True
 
+    def __init__(self) -> None:
+        super().__init__(language.__name__)  # the front end knows the language by its name
+
+    def __dir__(self) -> list[str]:
+        return dir(language)
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -82,7 +88,7 @@ def _innermost(error: BaseException, file: str) -> Span:
 @contextmanager
 def _mapped(folder: Path) -> Iterator[None]:
     """Put the mapped modules in place, and the folder on the path, for the time of one import."""
-    mapped = _Mapped("pypto.language")
+    mapped = _Mapped()
     package = ModuleType("pypto")
     package.__path__ = []
     package.language = mapped  # type: ignore[attr-defined]

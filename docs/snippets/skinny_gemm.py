@@ -4,7 +4,8 @@ import pypto_models.language as pl
 
 M, N, K = 16, 7168, 5120
 BLOCK_N, BLOCK_K = 64, 256  # of the product
-READ_N, READ_K = 16, 1024  # of the stream: two tiles of 32 KiB in flight
+CORES, TILES = 132, 2240  # of the stream: the same 73 MB, one block to a core
+ROWS, WIDTH = 16, 1024  # of one of its tiles: 32 KiB, two in flight
 
 
 @pl.jit
@@ -26,9 +27,9 @@ def skinny_gemm(
 
 
 @pl.jit
-def read_only(w: pl.Tensor[[N, K], pl.BF16], y: pl.Out[pl.Tensor[[N, 1], pl.BF16]]):
-    for n in pl.spmd(N // READ_N, name_hint="read_only"):
-        top = pl.full([READ_N, READ_K], pl.BF16, 0.0)
-        for k in pl.pipeline(K // READ_K, stage=2):
-            top = pl.maximum(top, pl.slice(w, [READ_N, READ_K], [n * READ_N, k * READ_K]))
-        pl.assemble(y, pl.row_max(top), [n * READ_N, 0])
+def read_only(w: pl.Tensor[[TILES * ROWS, WIDTH], pl.BF16], y: pl.Out[pl.Tensor[[CORES * ROWS, 1], pl.BF16]]):
+    for c in pl.spmd(CORES, name_hint="read_only"):
+        top = pl.full([ROWS, WIDTH], pl.BF16, 0.0)
+        for t in pl.pipeline(c, TILES, CORES, stage=2):
+            top = pl.maximum(top, pl.slice(w, [ROWS, WIDTH], [t * ROWS, 0]))
+        pl.assemble(y, pl.row_max(top), [c * ROWS, 0])

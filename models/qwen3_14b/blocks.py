@@ -163,6 +163,7 @@ def head_block(
 
 # ------------------------------------------------------------------------------------------------ goldens
 Values = dict[str, Any]
+Golden = Callable[..., None]
 
 
 def _input_norm(v: Values, c: Config, p: Precision) -> None:
@@ -234,11 +235,13 @@ def _dense(c: Config, seed: int) -> dict[str, Tensor]:
     return weights | {"rows": torch.linspace(1.0, QUIET, rows)[:, None]}
 
 
-def _activation(c: Config, seed: int, name: str, rows: int, width: int, scale: Tensor | float = 1.0) -> Tensor:
+def _activation(
+    c: Config, seed: int, name: str, rows: int, width: int, scale: Tensor | float = 1.0
+) -> Tensor:
     return (normal((rows, width), torch.float32, seed=seed, name=name) * scale).to(c.torch_dtype)
 
 
-def _check(kernel: Kernel, golden: Callable[..., None], widths: Mapping[str, int], c: Config, seed: int) -> Check:
+def _check(kernel: Kernel, golden: Golden, widths: Mapping[str, int], c: Config, seed: int) -> Check:
     """The comparison of a block that works on rows alone; ``widths`` are those of its activations."""
     tensors = _dense(c, seed)
     scale = tensors.pop("rows")
@@ -249,7 +252,7 @@ def _check(kernel: Kernel, golden: Callable[..., None], widths: Mapping[str, int
     return _compared(kernel, golden, tensors, c, _alike(c))
 
 
-def _check_paged(kernel: Kernel, golden: Callable[..., None], c: Config, seed: int) -> Check:
+def _check_paged(kernel: Kernel, golden: Golden, c: Config, seed: int) -> Check:
     """The comparison of a block that knows sequences, pages and dead rows."""
     step, tensors = step_of(c, seed)
     rows = tensors["hidden"].shape[0]
@@ -282,7 +285,7 @@ def _alike(c: Config) -> Comparator:
 
 
 def _compared(
-    kernel: Kernel, golden: Callable[..., None], tensors: Mapping[str, Tensor], c: Config, near: CompareFn
+    kernel: Kernel, golden: Golden, tensors: Mapping[str, Tensor], c: Config, near: CompareFn
 ) -> Check:
     outputs = written(kernel)
     specs = [
@@ -298,19 +301,20 @@ def _compared(
 
 def written(kernel: Kernel) -> set[str]:
     """The pure outputs: ``pl.Out`` parameters."""
-    params = kernel.node.args.args
-    return {p.arg for p in params if p.annotation is not None and ast.unparse(p.annotation).startswith("pl.Out[")}
+    types = {p.arg: ast.unparse(p.annotation) for p in kernel.node.args.args if p.annotation is not None}
+    return {name for name, text in types.items() if text.startswith("pl.Out[")}
 
 
 # -------------------------------------------------------------------------------------------------- cases
 def _blocks(c: Config) -> list[tuple[Kernel, Callable[[int], Check], int]]:
     """Each kernel with its comparison and the number of its sets of inputs."""
-    dense: list[tuple[Kernel, Callable[..., None], dict[str, int]]] = [
+    rows: dict[str, int] = {"residual": c.hidden, "out": c.hidden}
+    dense: list[tuple[Kernel, Golden, dict[str, int]]] = [
         (norms_block, _norms, {"x": c.hidden, "mlp_in": c.hidden, "out": c.hidden}),
         (qkv_block, _qkv, {"x": c.hidden, "out": c.qkv_width}),
-        (out_block, partial(_residual, "w_o"), {"x": c.q_width, "residual": c.hidden, "out": c.hidden}),
+        (out_block, partial(_residual, "w_o"), {"x": c.q_width, **rows}),
         (gate_up_block, _gate_up, {"x": c.hidden, "out": c.intermediate}),
-        (down_block, partial(_residual, "w_down"), {"x": c.intermediate, "residual": c.hidden, "out": c.hidden}),
+        (down_block, partial(_residual, "w_down"), {"x": c.intermediate, **rows}),
         (head_block, _head, {"x": c.hidden, "out": VOCAB_GRANULE}),
     ]
     paged = [(input_norm_block, _input_norm), (rope_block, _rope), (attention_block, _attention)]

@@ -88,9 +88,13 @@ def _names(kernel: Kernel) -> list[str]:
 
 
 def comparison(
-    config: Config, tensors: Mapping[str, Tensor], names: Sequence[str] = tuple(_names(decode_layer))
+    config: Config, tensors: Mapping[str, Tensor], names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """What `golden` needs to compare a step on `tensors`: specs, golden, comparators, tolerances."""
+    """What `golden` needs to compare a step on `tensors`: specs, golden, comparators, tolerances.
+
+    `names` are the parameters of the kernel; by default those of the step without its LM head.
+    """
+    names = _names(kernel_for("skip")) if names is None else names
     exact: dict[str, Tensor] = {}
 
     def golden(values: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ def add(commands: Any) -> None:
         "power",
         help="measure whether a kernel's comparison can fail, with faults put into the kernel",
         description="Put semantic faults into the kernels of a file, one at a time, and count those that the "
-        "comparison notices: a dropped region, an index off by one, swapped operands and so on.  The file says "
-        "how it is compared: power_cases(config) returns a list of golden.power.Case.",
-        epilog="exit status: 0 if 98% are caught, 90% in every class, and at most 5% are equivalent; 1 if not; "
-        "2 for a mistake in the arguments",
+        "comparison notices: a dropped region, an index off by one, swapped operands and so on.  The file "
+        "says how it is compared: power_cases(config) returns a list of golden.power.Case.",
+        epilog="exit status: 0 if 98%% are caught, 90%% in every class, and at most 5%% are equivalent; "
+        "1 if not; 2 for a mistake in the arguments",
     )
     parser.add_argument("file", type=Path, help="a Python file that defines power_cases(config)")
     parser.add_argument(

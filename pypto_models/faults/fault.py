@@ -38,7 +38,7 @@ SCORED = tuple(c for c in FaultClass if c is not FaultClass.ROUNDING_MODE)
 
 @dataclass(frozen=True)
 class Fault:
-    """One wrong change.  ``site`` numbers the changed statement in walking order; ``what`` says what is wrong.
+    """One wrong change.  ``site`` numbers the changed statement in walking order; ``what`` says the mistake.
 
     ``note`` is what a reader must know to judge the fault where no run can tell it from the original.
     """

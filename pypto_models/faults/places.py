@@ -24,7 +24,7 @@ def index_of(let: Let, op: OpDef) -> tuple[str, tuple[Expr, ...]] | None:
         if name in op.param_names:
             value = let.arg(name)
             if isinstance(value, tuple) and all(isinstance(x, Expr) for x in value):
-                return name, value  # type: ignore[return-value]
+                return name, value
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from ..ir.expr import Var
 from ..ir.nodes import Function, Let
@@ -12,7 +13,7 @@ from ..ops import REGISTRY
 from .fault import Fault, FaultClass, Maker, Mistyped, Outline, Retype, with_arg
 
 _NARROWER: dict[DType, DType] = {FP32: BF16, BF16: FP8E4M3FN, FP16: FP8E4M3FN}
-_OTHER_MODE = {"rint": "trunc", "round": "trunc", "none": "trunc", "trunc": "rint", "floor": "rint", "ceil": "rint"}
+_NEAREST = ("none", "rint", "round")
 
 
 def wrong_roundings(o: Outline) -> Iterator[Fault]:
@@ -27,18 +28,16 @@ def wrong_roundings(o: Outline) -> Iterator[Fault]:
         if not (source.is_float and target.is_float):
             continue
         named = f"the cast to {out.name}"
-        if source != target and _without(o, let, x) is not None:
-            yield o.made(
-                FaultClass.ROUNDING, let, f"{named} is left out", lambda let=let, x=x: _without(o, let, x)  # type: ignore[misc]
-            )
+        if source != target and (wrong := _without(o, let, x)) is not None:
+            yield o.made(FaultClass.ROUNDING, let, f"{named} is left out", partial(_itself, wrong))
         narrow = _NARROWER.get(target)
         if narrow is not None and narrow.bits < source.bits:
             made = Maker(let.span)
             less = made.let(REGISTRY["cast"], x, narrow, "rint", name=out.name)
-            new = with_arg(let, "x", less)
-            yield o.fault(FaultClass.ROUNDING, let, f"{named} passes through a narrower type", (*made.block, new))
+            new = (*made.block, with_arg(let, "x", less))
+            yield o.fault(FaultClass.ROUNDING, let, f"{named} passes through a narrower type", new)
         if target.bits < source.bits or source == target:
-            mode = _OTHER_MODE.get(str(let.arg("mode")), "rint")
+            mode = "trunc" if let.arg("mode") in _NEAREST else "rint"
             other = with_arg(let, "mode", mode)
             what = f"{named} rounds by {mode}"
             yield o.fault(FaultClass.ROUNDING_MODE, let, what, (other,))
@@ -57,6 +56,10 @@ def _without(o: Outline, let: Let, x: Var) -> Function | None:
         return None
     widens = _bits(let.result) > _bits(x)
     return None if widens and not rewriter.computes else replace(o.function, body=body)
+
+
+def _itself(wrong: Function) -> Function:
+    return wrong
 
 
 def _bits(x: Var) -> int:

@@ -19,7 +19,8 @@ def sample(faults: Sequence[Fault], count: int, seed: int = 0) -> list[Fault]:
     by_class: dict[str, dict[tuple[str, int], list[Fault]]] = defaultdict(lambda: defaultdict(list))
     for fault in faults:
         by_class[fault.kind.name][fault.span.file, fault.span.line].append(fault)
-    queues = [_in_turns([rng.sample(sites, len(sites)) for sites in lines.values()], rng) for lines in by_class.values()]
+    shuffled = ([rng.sample(sites, len(sites)) for sites in lines.values()] for lines in by_class.values())
+    queues = [_in_turns(lines, rng) for lines in shuffled]
     chosen = {id(f) for f in _in_turns(queues, None)[:count]}
     return [f for f in faults if id(f) in chosen]
 

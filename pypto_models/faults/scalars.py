@@ -1,4 +1,4 @@
-"""Scalar expressions inside of statements: where they stand, and the statement with another in their place."""
+"""Scalar expressions in statements: where they stand, and the statement with another in their place."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def with_scalar(s: Stmt, path: Path, new: Expr) -> Stmt | None:
         raise InternalError(f"{s!r} has no scalar")
     name, old = str(path[0]), s.arg(str(path[0]))
     if isinstance(old, tuple):
-        value: Arg = tuple(new if i == path[1] else x for i, x in enumerate(old))  # type: ignore[assignment]
+        value: Arg = tuple(new if i == path[1] else x for i, x in enumerate(old))
     elif isinstance(old, Expr):
         value = _rebuilt(old, path[1:], new)
     else:

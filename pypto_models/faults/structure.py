@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from ..ir.expr import Binary, Const, Expr, Var, binary
-from ..ir.nodes import Bind, Block, For, If, Let, LoopKind, Region, Stmt
+from ..ir.nodes import Bind, Block, For, Function, If, Let, LoopKind, Region, Stmt
 from ..ir.rewrite import Rewriter, children, defs, uses, walk
 from ..ir.types import TensorType
 from ..ops.registry import Access, Effect, OpDef
@@ -45,7 +46,7 @@ def drop_regions(o: Outline) -> Iterator[Fault]:
 
 
 def drop_iterations(o: Outline) -> Iterator[Fault]:
-    """A loop without its first or its last trip."""
+    """A loop without its first or its last trip, or with its first only."""
     for s in o.stmts:
         if not isinstance(s, For):
             continue
@@ -55,6 +56,11 @@ def drop_iterations(o: Outline) -> Iterator[Fault]:
         ):
             what = f"the loop over {s.var.name} leaves out its {which} trip"
             yield o.fault(FaultClass.DROP_ITERATION, s, what, (replace(s, start=start, stop=stop),))
+        two_trips = binary("+", s.start, binary("*", s.step, Const(2)))
+        if s.stop != two_trips:  # there it is the last trip
+            once = replace(s, stop=binary("min", s.stop, binary("+", s.start, s.step)))
+            what = f"the loop over {s.var.name} ends after one trip"
+            yield o.fault(FaultClass.DROP_ITERATION, s, what, (once,))
 
 
 def skip_blocks(o: Outline) -> Iterator[Fault]:
@@ -80,9 +86,9 @@ def skip_blocks(o: Outline) -> Iterator[Fault]:
             cond = binary("!=", binary("%", var, Const(2)), Const(parity))
             yield o.fault(kind, s, f"no block of an {name} number runs", (_guarded(s, cond),))
         for x in walk(s.body):
-            if isinstance(x, Bind) and isinstance(x.value, Binary) and x.value.op == "%" and x.value.lhs is var:
+            if isinstance(x, Bind) and isinstance(x.value, Binary) and x.value.op == "%":
                 divisor = x.value.rhs
-                if isinstance(divisor, Const) and 2 < divisor.value <= 64:
+                if x.value.lhs is var and isinstance(divisor, Const) and 2 < divisor.value <= 64:
                     for residue in range(int(divisor.value)):
                         cond = binary("!=", x.value, Const(residue))
                         what = f"no block with {x.var.name} = {residue} runs"
@@ -132,10 +138,7 @@ def reorder_regions(o: Outline) -> Iterator[Fault]:
                 at = moved.index(early) + 1
                 order = (*moved[:at], late, *moved[at:])
                 what = f"{early.name} runs before {late.name}, whose result it reads"
-                yield o.made(
-                    FaultClass.STALE, early, what,
-                    lambda block=block, order=order: _with_block(o, block, order),  # type: ignore[misc]
-                )  # fmt: skip
+                yield o.made(FaultClass.STALE, early, what, partial(_with_block, o, block, order))
                 break
 
 
@@ -147,7 +150,7 @@ def _outer_blocks(block: Block) -> Iterator[Block]:
                 yield from _outer_blocks(inner)
 
 
-def _with_block(o: Outline, old: Block, new: Block) -> object:
+def _with_block(o: Outline, old: Block, new: Block) -> Function:
     class _Swap(Rewriter):
         def block(self, block: Block) -> Block:
             return new if block is old else super().block(block)

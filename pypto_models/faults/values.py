@@ -129,7 +129,7 @@ def misplace_broadcasts(o: Outline) -> Iterator[Fault]:
         lhs = let.arg("lhs")
         square = isinstance(lhs, Var) and isinstance(lhs.type, TileType) and len(set(lhs.type.shape)) == 1
         if square and extent > 1:
-            other = REGISTRY[op.name.replace("row_", "col_") if axis == 0 else op.name.replace("col_", "row_")]
+            other = REGISTRY[f"{'col' if axis == 0 else 'row'}{op.name.removeprefix(along)}"]
             made = Maker(let.span)
             turned = made.let(REGISTRY["transpose"], v, Const(0), Const(1), name=f"{v.name}_t")
             new = Let(let.results, other, (lhs, turned), let.span)

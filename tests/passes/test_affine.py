@@ -90,7 +90,7 @@ def test_bounds_of_the_unknown() -> None:
     assert bounds(binary("%", free, index(8)), {}) == (0, 7)
     assert bounds(binary("min", free, index(8)), {}) == (None, 8)
     assert bounds(binary("max", binary("-", N, index(4)), index(0)), {}) == (0, None)
-    assert bounds(binary("//", binary("+", N, index(127)), index(128)), {}) == (0, None)
+    assert bounds(binary("//", binary("+", N, index(127)), index(128)), {}) == (1, None)
     assert bounds(binary("//", index(100), binary("+", N, index(1))), {}) == (0, 100)
 
 

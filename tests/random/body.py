@@ -56,8 +56,18 @@ class Body:
     tiles: list[Tile] = field(default_factory=list)
     outer: frozenset[Tile] = frozenset()  # of the code around, which knows them under their names
     depth: int = 0
+    pinned: set[Tile] = field(default_factory=set)  # what the current step works on
 
     # ------------------------------------------------------------------------------------ results
+    def name(self) -> str:
+        """A name for a new tile: a fresh one, or that of a tile which is thereby gone."""
+        old = [t for t in self.tiles if t not in self.outer and t not in self.pinned]
+        if not old or not self.w.chance(35):
+            return self.w.fresh("a")
+        gone = self.w.pick(old)
+        self.tiles = [t for t in self.tiles if t.name != gone.name]
+        return gone.name
+
     def tile(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, facts: Facts, valid: Sequence[Scalar | None],
         fn: Callable[[Env], Blocks], home: bool = False,
@@ -65,6 +75,7 @@ class Body:
         """A tile in scope; its line must be written already."""
         t = Tile(name, tuple(shape), dtype, self.context, facts.rounded(dtype), tuple(valid), home)
         self.tiles.append(t)
+        self.pinned.add(t)
 
         def step(env: Env) -> None:
             blocks = fn(env)
@@ -79,7 +90,7 @@ class Body:
         self, text: str, like: Tile, fn: Callable[[Env], Tensor], facts: Facts, dtype: torch.dtype | None = None
     ) -> Tile:
         """``name = text``, a tile with the extents of ``like``; ``fn`` gives its data."""
-        name = self.w.fresh("a")
+        name = self.name()
         self.w.line(f"{name} = {text}")
         value = lambda env: like.at(env, self.context).with_data(fn(env))  # noqa: E731
         return self.tile(name, like.shape, dtype or like.dtype, facts, like.valid, value, like.home)
@@ -91,7 +102,11 @@ class Body:
     def some(self, want: Callable[[Tile], bool] = lambda t: True) -> Tile | None:
         """A tile in scope, the latest ones first."""
         found = [t for t in reversed(self.tiles) if want(t)]
-        return self.w.pick(found[:5]) if found else None
+        if not found:
+            return None
+        chosen = self.w.pick(found[:5])
+        self.pinned.add(chosen)
+        return chosen
 
     def partner(self, t: Tile, want: Callable[[Tile], bool] = lambda t: True) -> Tile | None:
         """A tile that can be the second operand to ``t``: same extents, at least as much of it valid."""
@@ -145,7 +160,7 @@ class Body:
     ) -> Tile:  # fmt: skip
         """A box of a tensor.  ``room`` has the tensor's extent on axes where clamp=True gives ``valid``."""
         w = self.w
-        name = w.fresh("a")
+        name = self.name()
         m.read = True
         sizes, starts = list(shape), ", ".join(o.text for o in offsets)
         extra = pad = ""

@@ -11,7 +11,7 @@ from .blocks import Blocks
 from .body import Body
 from .facts import Facts
 from .steps import make_full
-from .writer import F32, Context, Env, Scalar, Tile
+from .writer import F32, Context, Env, Scalar
 
 
 def trip_index(outer: Context, context: Context, name: str, trips: int) -> Scalar:
@@ -205,14 +205,64 @@ def branch(b: Body) -> bool:
     return True
 
 
-def scoped(steps: Callable[[Body], None]) -> Callable[[Body], bool]:
-    """A loop whose trips compute on tiles in scope and on parts of tensors, and store one part each."""
+def indices(b: Body) -> list[Scalar]:
+    """Integers that the region knows."""
+    p = b.place
+    found = [s for s in (p.r0, b.flat, p.c0, p.vr, b.layout.rows) if s is not None and s.constant is None]
+    return [*found, b.w.const(b.w.pick((3, 1, 7)))]
 
-    def step(b: Body) -> bool:
-        steps(b)
-        return True
 
-    return step
+def expression(b: Body, depth: int) -> Scalar:
+    """Random integer arithmetic, printed with only the parentheses that Python needs half of the time."""
+    w = b.w
+    if depth == 0 or not w.chance(75):
+        return w.pick(indices(b))
+    x = expression(b, depth - 1)
+    form = w.choose(8)
+    if form < 5:
+        y = expression(b, depth - 1)
+        text, fn = (
+            ("({}) + ({})", torch.add), ("({}) - ({})", torch.sub), ("pl.min({}, {})", torch.minimum),
+            ("pl.max({}, {})", torch.maximum), ("({}) * ({})", torch.mul),
+        )[form]  # fmt: skip
+        if form < 2 and w.chance(50):
+            text = f"{{}} {'+-'[form]} ({{}})"
+        return _both(b, text, fn, x, y)
+    k = w.pick((2, 3, 5))
+    text, one = (
+        (f"({{}}) // {k}", lambda a: a // k), (f"({{}}) % {k}", lambda a: a % k), ("-({})", torch.neg),
+    )[form - 5]  # fmt: skip
+    return Scalar(text.format(x.text), b.context, lambda env: one(x.at(env, b.context)))
+
+
+def _both(b: Body, text: str, fn: Callable[[Tensor, Tensor], Tensor], x: Scalar, y: Scalar) -> Scalar:
+    return Scalar(
+        text.format(x.text, y.text), b.context, lambda env: fn(x.at(env, b.context), y.at(env, b.context))
+    )
+
+
+def index_number(b: Body) -> bool:
+    """A tile and a number that index arithmetic gives: floor division and remainders of negative numbers too."""
+    w = b.w
+    t = b.some(lambda t: t.facts.bound <= 64)
+    if t is None:
+        return False
+    x = expression(b, 3)
+    text = f"({x.text}) % 11"
+    if w.chance(50):
+        name = w.fresh("s")
+        w.line(f"{name} = {text}")
+        text = name
+    if t.is_float:
+        text = f"pl.cast({text}, pl.FP32)"
+
+    def fn(env: Env) -> Tensor:
+        data = b.data(env, t)
+        value = (x.at(env, b.context) % 11).expand(b.context.blocks(env)).reshape(-1, *[1] * len(t.shape))
+        return (data.float() - value).to(t.dtype) if t.is_float else data - value.to(t.dtype)
+
+    b.emit(f"pl.sub({t.name}, {text})", t, fn, t.facts.plus(Facts(10.0, 0.0, 0)))
+    return True
 
 
 def powers(b: Body) -> bool:
@@ -235,7 +285,3 @@ def powers(b: Body) -> bool:
     value = lambda env: t.at(env, b.context).with_data(fn(env))  # noqa: E731
     b.tile(name, t.shape, t.dtype, facts, t.valid, value, home=t.home)
     return True
-
-
-def two_tiles(x: Tile, y: Tile) -> bool:
-    return x is not y

@@ -169,7 +169,7 @@ def tile_product(b: Body) -> bool:
     out = w.pick((F32, None, BF16)) if x.facts.tol == 0 else F32
     flag = ", b_trans=True" if trans else ""
     shown = f", out_dtype={dtype_name(out)}" if out else ""
-    name = w.fresh("a")
+    name = b.name()
     w.line(f"{name} = pl.matmul({x.name}, {y.name}{shown}{flag})")
     n = y.shape[0 if trans else 1]
     vy = y.valid[0 if trans else 1]
@@ -191,7 +191,7 @@ def tile_product(b: Body) -> bool:
 def accumulate(b: Body, t: Tile, x: Tile, y: Tile, trans: bool) -> None:
     """Another product of the same operands onto an accumulator."""
     w = b.w
-    name = w.fresh("a")
+    name = b.name()
     w.line(f"{name} = pl.matmul_acc({t.name}, {x.name}, {y.name}{', b_trans=True' if trans else ''})")
     b.tiles.remove(t)
     fn = lambda env: t.at(env, b.context).with_data(2 * b.data(env, t))  # noqa: E731

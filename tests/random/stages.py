@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from .blocks import Blocks
 from .body import Body, Layout, Place
-from .control import branch, carried, each_column, powers
+from .control import branch, carried, each_column, index_number, powers
 from .facts import Facts
+from .orchestration import carried_stage, either_stage, paged_stage
 from .products import k_loop, tile_product
-from .regions import Walk, tail
+from .regions import Walk
 from .steps import STEPS, load
-from .writer import BF16, F32, I32, Env, Memory, Parameter, Scalar, Tile, Writer
+from .writer import BF16, F32, I32, Env, Memory, Scalar, Tile, Writer
 
 Stage = Callable[[Writer, Layout], None]
-_ANYWHERE = {**STEPS, carried: 5, each_column: 4, branch: 6, powers: 3}
+_ANYWHERE = {**STEPS, carried: 5, each_column: 4, branch: 6, powers: 3, index_number: 5}
 _BODY = tuple(s for s, weight in _ANYWHERE.items() for _ in range(weight))
 _WITH_PRODUCTS = (*_BODY, *(tile_product,) * 16)
 
@@ -30,8 +29,13 @@ def some_steps(b: Body, most: int) -> None:
     for _ in range(most):
         if not b.w.chance(80):
             break
-        if not b.w.pick(choices)(b):
+        b.pinned.clear()
+        step = b.w.pick(choices)
+        if b.w.chance(8):
+            step = inlined_step(step)
+        if not step(b):
             load(b)
+    b.pinned.clear()
 
 
 # ------------------------------------------------------------------------------------------ results
@@ -94,7 +98,7 @@ def store_tile(b: Body, results: Results, walk: Walk, t: Tile) -> None:
     count = w.derive(w.root, f"{{}} * {walk.column_blocks}", lambda r: r * walk.column_blocks, walk.row_blocks)
     r, c = t.shape
     total = w.derive(w.root, f"{{}} * {r}", lambda n: n * r, count)
-    text = total.text if total.constant is not None else f"E{w.fresh('')}"
+    text = total.text if total.constant is not None else w.fresh_tensor("E")
     m = results.create([total, w.const(c)], t.dtype, [text, str(c)], False)
     start = w.derive(b.context, f"({{}}) * {r}" if not flat.text.isidentifier() else f"{{}} * {r}", lambda f: f * r, flat)
     b.store(m, t, [w.named("o", start), w.const(0)])
@@ -477,57 +481,67 @@ def slice_stage(w: Writer, layout: Layout) -> None:
 _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
+def _helper(w: Writer, body: list[str], known: set[str], results: Sequence[str] = ()) -> str:
+    """Lines as an inline kernel: what they read of their surroundings becomes parameters.  Gives the call."""
+    free = sorted({x for line in body for x in _WORD.findall(re.sub(r'"[^"]*"', "", line))} & known)
+    name = w.fresh_tensor("helper")
+    tensors = {m.name for m in w.memory}
+    parameters = [f"{x}: {w.pick(('pl.Tensor', repr('pl.Tensor')))}" if x in tensors else x for x in free]
+    margin = min((len(x) - len(x.lstrip()) for x in body), default=0)
+    w.helpers += ["", "", "@pl.jit.inline", f"def {name}({', '.join(parameters)}):"]
+    w.helpers += ["    " + x[margin:] for x in body] or ["    pass"]
+    if results:
+        w.helpers.append(f"    return {', '.join(results)}")
+    keywords = w.choose(len(free) + 1)  # once an argument goes by keyword, all after it do
+    plain = len(free) - keywords
+    w.features.add("inline")
+    return f"{name}({', '.join([*free[:plain], *(f'{x}={x}' for x in free[plain:])])})"
+
+
 def inlined(stage: Stage) -> Stage:
-    """A stage as an inline kernel: what it reads of its surroundings becomes its parameters."""
+    """A stage as an inline kernel."""
 
     def run(w: Writer, layout: Layout) -> None:
         lines, depth = w.lines, w.depth
-        known = names_of(lines) | set(w.parameters)
         w.lines, w.depth = [], 1
         before = len(w.memory)
         stage(w, layout)
-        body = w.lines
-        w.lines, w.depth = lines, depth
-        created = {m.name for m in w.memory[before:]}
-        outer = [m for m in w.memory[before:] if m.kind == "scratch"]
-        known |= set(w.parameters)
-        for m in outer:  # tensors are created by the caller, so that later stages see them
-            line = next(x for x in body if x.startswith(f"    {m.name} = pl.create_tensor("))
-            body.remove(line)
-            w.lines.append(line)
-            known.add(m.name)
-        free = sorted({x for line in body for x in _WORD.findall(_code(line))} & known)
-        del created
-        name = w.fresh("helper")
-        tensors = {m.name for m in w.memory}
-        parameters = [f"{x}: {w.pick(('pl.Tensor', chr(34) + 'pl.Tensor' + chr(34)))}" if x in tensors else x for x in free]
-        w.helpers += ["", "", "@pl.jit.inline", f"def {name}({', '.join(parameters)}):", *(body or ["    pass"])]
-        arguments = ", ".join(x if not w.chance(30) or k == 0 else f"{x}={x}" for k, x in enumerate(free))
-        arguments = by_keyword(free, arguments)
-        w.line(f"{name}({arguments})")
-        w.features.add("inline")
+        body, w.lines, w.depth = w.lines, lines, depth
+        for m in w.memory[before:]:
+            if m.kind == "scratch":  # created by the caller, so that later stages see it
+                line = next(x for x in body if x.startswith(f"    {m.name} = pl.create_tensor("))
+                body.remove(line)
+                w.lines.append(line)
+        w.line(_helper(w, body, {"rows", *(m.name for m in w.memory), *w.parameters}))
 
     return run
 
 
-def by_keyword(free: list[str], arguments: str) -> str:
-    """Once an argument goes by keyword, all after it do."""
-    parts = arguments.split(", ") if arguments else []
-    first = next((k for k, p in enumerate(parts) if "=" in p), len(parts))
-    return ", ".join([*free[:first], *(f"{x}={x}" for x in free[first:])])
+def inlined_step(step: Callable[[Body], bool]) -> Callable[[Body], bool]:
+    """A step inside of a region as an inline kernel that returns its tiles."""
 
+    def run(b: Body) -> bool:
+        w = b.w
+        p = b.place
+        lines, w.lines = w.lines, []
+        before = list(b.tiles)
+        done = step(b)
+        body, w.lines = w.lines, lines
+        if not body:
+            return done
+        scalars = [p.r0, p.c0, p.vr, p.vc, b.flat, b.layout.rows]
+        known = {x for s in scalars if s is not None for x in _WORD.findall(s.text)} - {"pl", "min"}
+        known |= {t.name for t in before} | {m.name for m in w.memory} | set(w.parameters)
+        results = [t.name for t in b.tiles if t not in before]
+        call = _helper(w, body, known, results)
+        w.line(f"{', '.join(results)} = {call}" if results else call)
+        return done
 
-def names_of(lines: list[str]) -> set[str]:
-    return {x for line in lines for x in _WORD.findall(_code(line).split(" = ")[0]) if " = " in line}
-
-
-def _code(line: str) -> str:
-    return re.sub(r'"[^"]*"', "", line)
+    return run
 
 
 STAGES: tuple[tuple[Stage, int], ...] = (
     (vector_stage, 24), (matmul_stage, 30), (attention_stage, 14), (crossing_stage, 12), (update_stage, 6),
-    (atomic_stage, 7), (scalar_stage, 6), (task_stage, 9), (view_stage, 8), (slice_stage, 5),
+    (atomic_stage, 7), (scalar_stage, 6), (task_stage, 9), (view_stage, 8), (slice_stage, 5), (carried_stage, 8),
+    (either_stage, 6), (paged_stage, 8),
 )  # fmt: skip
-
-__all__ = ["STAGES", "Iterator", "Parameter", "Tensor", "contextmanager", "inlined", "tail"]

@@ -253,7 +253,7 @@ def reduce_to(b: Body, t: Tile, name: str, axis: int) -> Tile:
     kind = name[4:]
     shape = (t.shape[0], 1) if axis == 1 else (1, t.shape[1])
     valid = (t.valid[0], None) if axis == 1 else (None, t.valid[1])
-    out = b.w.fresh("a")
+    out = b.name()
     b.w.line(f"{out} = pl.{name}({t.name})")
 
     def fn(env: Env) -> Blocks:
@@ -286,7 +286,7 @@ def fillpad(b: Body) -> bool:
 
 
 def _filled(b: Body, t: Tile, text: str, value: float, facts: Facts) -> Tile:
-    name = b.w.fresh("a")
+    name = b.name()
     b.w.line(f"{name} = {text}")
     whole = (None,) * len(t.shape)
     return b.tile(name, t.shape, t.dtype, facts, whole, lambda env: Blocks(t.at(env, b.context).filled(value), whole))
@@ -314,7 +314,7 @@ def set_valid(b: Body) -> bool:
     if t is None:
         return False
     sizes = [b.w.const(max(1, d - b.w.choose(d))) if b.w.chance(70) else b.w.const(d) for d in t.shape]
-    name = b.w.fresh("a")
+    name = b.name()
     b.w.line(f"{name} = pl.set_validshape({t.name}, {sizes[0].text}, {sizes[1].text})")
     b.w.features.add("tail")
     valid = tuple(None if s.constant == d else s for s, d in zip(sizes, t.shape, strict=True))
@@ -344,14 +344,14 @@ def reshape(b: Body) -> bool:
     shape = b.w.pick(options)
     if b.w.wild and b.w.chance(30):
         shape = (1, *shape)
-    name = b.w.fresh("a")
+    name = b.name()
     b.w.line(f"{name} = pl.reshape({t.name}, {list(shape)})")
     whole = (None,) * len(shape)
     t.frozen = True
     b.tile(name, shape, t.dtype, t.facts, whole, lambda env: Blocks(b.data(env, t).reshape(-1, *shape), whole))
     if len(shape) == 3:
         t3 = b.tiles.pop()
-        back = b.w.fresh("a")
+        back = b.name()
         b.w.line(f"{back} = pl.reshape({name}, {[*shape[1:]]})")
         fn = lambda env: Blocks(b.data(env, t3).reshape(-1, *shape[1:]), (None, None))  # noqa: E731
         b.tile(back, shape[1:], t.dtype, t.facts, (None, None), fn)
@@ -362,7 +362,7 @@ def transpose(b: Body) -> bool:
     t = b.some(lambda t: len(t.shape) == 2)
     if t is None or b.split is not None:
         return False
-    name = b.w.fresh("a")
+    name = b.name()
     b.w.line(f"{name} = pl.transpose({t.name}, {b.w.pick(('0, 1', '1, 0', '-2, -1'))})")
 
     def fn(env: Env) -> Blocks:
@@ -392,7 +392,7 @@ def extract(b: Body) -> bool:
     at = [b.w.choose(d // s) * s for d, s in zip(t.shape, shape, strict=True)]
     if b.w.wild and b.split is None:
         shape = [max(1, s - b.w.choose(s)) for s in shape]
-    name = b.w.fresh("a")
+    name = b.name()
     if b.w.chance(40):
         w0, w1 = (f"{o} : {o + s}" for o, s in zip(at, shape, strict=True))
         b.w.line(f"{name} = {t.name}[{w0}, {w1}]")
@@ -415,7 +415,7 @@ def full(b: Body) -> bool:
 
 
 def make_full(b: Body, shape: tuple[int, ...], dtype: torch.dtype, value: float) -> Tile:
-    name = b.w.fresh("a")
+    name = b.name()
     keywords = b.w.chance(50)
     arguments = f"dtype={dtype_name(dtype)}, value={value}" if keywords else f"{dtype_name(dtype)}, {value}"
     b.w.line(f"{name} = pl.full({list(shape)}, {arguments})")
@@ -484,7 +484,7 @@ def assembled(b: Body) -> bool:
     r, c = half.shape
     axis = b.w.choose(2)
     shape = (r, 2 * c) if axis else (2 * r, c)
-    name = b.w.fresh("a")
+    name = b.name()
     b.w.line(f"{name} = pl.create_tensor({list(shape)}, dtype={dtype_name(half.dtype)})")
     second = [0, c] if axis else [r, 0]
     b.w.line(f"pl.assemble({name}, {half.name}, [0, 0])")

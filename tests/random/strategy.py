@@ -4,6 +4,7 @@ by dropping stages and steps and by picking plainer forms."""
 from __future__ import annotations
 
 import functools
+import re
 
 import torch
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ def write(choose: Choose) -> Program:
     for number in range(4):
         if number > 1 and not w.chance(50):
             break
-        w.stage = number
+        w.next_stage(number)
         stage = w.pick(_WEIGHTED)
         (inlined(stage) if w.chance(15) else stage)(w, layout)
         for m in w.memory:
@@ -72,8 +73,20 @@ def finish(w: Writer, extents: tuple[dict[str, int], ...]) -> Program:
     dims = sorted({x for p in w.parameters.values() for x in _dims(p.annotation)})
     head = ["import pypto_models.language as pl", "", *(f'{d} = pl.dynamic("{d}")' for d in dims)]
     parameters = [f"    {p.name}: {p.annotation}," for p in w.parameters.values()]
-    lines = [*head, *w.helpers, "", "", "@pl.jit", "def kernel(", *parameters, "):", *w.lines]
+    body = [*w.helpers, "", "", "@pl.jit", "def kernel(", *parameters, "):", *w.lines]
+    constants, body = _with_constants(w, body)
+    lines = [*head, *constants, *body]
     return Program("\n".join(lines) + "\n", tuple(w.parameters.values()), tuple(w.steps), extents, frozenset(w.features))
+
+
+def _with_constants(w: Writer, lines: list[str]) -> tuple[list[str], list[str]]:
+    """Some numbers of the text as constants of the module."""
+    if not w.chance(30):
+        return [], lines
+    value = w.pick(("16", "32", "2"))
+    number = re.compile(rf"(?<![\w.]){value}(?![\w.])")
+    used = [number.sub("SIZE", x) if w.chance(60) else x for x in lines]
+    return [f"SIZE = {value}"], used
 
 
 def _zeroed(w: Writer, m: Memory) -> None:

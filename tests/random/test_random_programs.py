@@ -5,26 +5,9 @@ A failure is shrunk by hypothesis and shown as source.  ``pytest -s`` prints wha
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
-
 import pytest
-import torch
 
-from pypto_models.ir.expr import Const, Expr
-from pypto_models.ir.nodes import Function, Let, Stmt
-from pypto_models.ir.rewrite import Rewriter
-from pypto_models.ops import REGISTRY
-from pypto_models.ops.value import TileValue
-from pypto_models.passes import infer_memory, spill
-from pypto_models.target import Target
-
-from . import check as checks
-from .check import Counts, Mismatch, check
 from .explore import explore, explore_in_parallel, shortcomings
-from .strategy import write
 
 
 def test_150_programs() -> None:

@@ -183,7 +183,8 @@ class Writer:
     memory: list[Memory] = field(default_factory=list)
     steps: list[Callable[[Env], None]] = field(default_factory=list)
     features: set[str] = field(default_factory=set)
-    names: int = 0
+    names: int = 0  # in this stage
+    tensors: int = 0
     stage: int = 0
 
     def __post_init__(self) -> None:
@@ -198,8 +199,17 @@ class Writer:
 
     # ------------------------------------------------------------------------------------ text
     def fresh(self, prefix: str) -> str:
+        """A name that is new in this stage; stages share names, as functions that grow do."""
         self.names += 1
         return f"{prefix}{self.names}"
+
+    def fresh_tensor(self, prefix: str) -> str:
+        """A name that nothing else in the program has."""
+        self.tensors += 1
+        return f"{prefix}_{self.tensors}"
+
+    def next_stage(self, number: int) -> None:
+        self.stage, self.names = number, 0
 
     def line(self, text: str) -> None:
         self.lines.append("    " * self.depth + text)
@@ -242,7 +252,7 @@ class Writer:
         rows: bool = False, smooth: bool = False, prefix: str = "x",
     ) -> Memory:  # fmt: skip
         """A parameter, filled with multiples of 1/4 (or anything, if ``smooth``) in [-2, 2]."""
-        name = self.fresh(prefix)
+        name = self.fresh_tensor(prefix)
         facts = Facts(2.0, 0.0, None if smooth else 2) if dtype.is_floating_point else Facts(9.0, 0.0, 0)
         facts = facts.rounded(dtype)
         text = f"pl.Tensor[[{', '.join(annotation)}], pl.{NAMES[dtype]}]"
@@ -274,7 +284,7 @@ class Writer:
         init: int | None = None,
     ) -> Memory:  # fmt: skip
         """A tensor that the program writes: created in the kernel, or an Out parameter (see :func:`finish`)."""
-        name = self.fresh("t")
+        name = self.fresh_tensor("t")
         shown = ", ".join(d.text for d in dims)
         zero = "" if init is None else f", init_value={init}"
         self.line(f"{name} = pl.create_tensor([{shown}], dtype=pl.{NAMES[dtype]}{zero})")
