@@ -266,7 +266,7 @@ def _row_of_topk(
 
 
 def on_rows(rows: Tensor, comparator: Comparator) -> Comparator:
-    """Compare the rows (axis 0) listed in ``rows`` with ``comparator``; every other row must not differ by a bit.
+    """Compare the rows (axis 0) listed in ``rows`` with ``comparator``; no other row may differ by a bit.
 
     For tensors of which a kernel writes a few rows, such as a KV cache: an average over all rows would dilute
     an error, and what must stay as it was may hold NaN.
@@ -285,5 +285,6 @@ def on_rows(rows: Tensor, comparator: Comparator) -> Comparator:
             return True, "no row to write"
         return comparator(actual[rows], expected[rows], **context)
 
-    return _named(cmp, f"{len(rows)} rows by {label_of(comparator, torch.float32, 0.0, 0.0)}, the others bit for bit")
+    rule = label_of(comparator, torch.float32, 0.0, 0.0)
+    return _named(cmp, f"{len(rows)} rows by {rule}, the others bit for bit")
 

@@ -52,7 +52,10 @@ class Diag(Enum):
 
     # --- front end: Python subset and names
     SYNTAX = ("{what} is not part of the kernel language", "{fix}")
-    NOT_A_KERNEL = ("{what} is not a kernel", "decorate the function with @pl.jit, or with @pl.jit.inline to call it from a kernel")
+    NOT_A_KERNEL = (
+        "{what} is not a kernel",
+        "decorate the function with @pl.jit, or with @pl.jit.inline to call it from a kernel",
+    )
     NO_SOURCE = ("the source of {name} is not available", "define the kernel in a file, not at a prompt")
     UNDEFINED = ("the name {name!r} is not defined here", "{fix}")
     NOT_ON_EVERY_PATH = (

@@ -68,10 +68,9 @@ def load_module(path: Path) -> ModuleType:
         except UserError:
             raise
         except Exception as error:  # whatever the user's module raises is the user's finding
-            raise UserError(
-                Diag.SYNTAX, _innermost(error, str(path)),
-                {"what": f"a file whose import fails ({type(error).__name__}: {error})", "fix": "make it importable"},
-            ) from error  # fmt: skip
+            what = f"a file whose import fails ({type(error).__name__}: {error})"
+            fields: dict[str, object] = {"what": what, "fix": "make it importable"}
+            raise UserError(Diag.SYNTAX, _innermost(error, str(path)), fields) from error
     return module
 
 

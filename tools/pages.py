@@ -1,7 +1,8 @@
 """Refresh the generated blocks of README.md and docs/architecture.md: `python -m tools.pages [--check]`.
 
-The pages are prose with fenced blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`.  This tool writes the
-blocks from what the compiler prints and what the snippets in docs/snippets/ do, so that no page goes stale.
+The pages are prose with fenced blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`.  This tool
+writes the blocks from what the compiler prints and what the snippets in docs/snippets/ do, so that no page
+goes stale.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from pypto_models.errors import Diag, user_error
 from pypto_models.ir.expr import Expr, Number, evaluate
 from pypto_models.ir.nodes import Bind, Block, For, If, Region, Scope
 
-from .memory import View
 from . import watch as watching
+from .memory import View
 from .watch import Watch
 
 INTERVAL_S = 0.05  # at most 20 reports per second

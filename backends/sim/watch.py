@@ -137,8 +137,8 @@ class Watch:
                 if (at := meet(earlier, touch)) is not None:
                     raise self._error(
                         Diag.HAZARD, buffer, at, earlier, touch,
-                        {"kind": h.kind, "first": f"region {h.names[0]!r}", "second": f"region {h.names[1]!r}",
-                         "target": self.target},
+                        {"kind": h.kind, "target": self.target,
+                         "first": f"region {h.names[0]!r}", "second": f"region {h.names[1]!r}"},
                     )  # fmt: skip
 
     def _race(self, scope: Scope, depth: int, buffer: Buffer, a: Touch, b: Touch) -> UserError:

@@ -54,6 +54,7 @@ class _Walker:
         self.env: dict[Var, Any] = {}
         self.runs: list[TaskRun] = []
         self.by_key: dict[tuple[int, tuple[int, ...]], int] = {}
+        self.of_task: dict[int, list[int]] = {}
         self.facts: dict[int, Facts] = {}
         self.timed: dict[int, bool] = {}
         for p in graph.function.params:
@@ -92,6 +93,7 @@ class _Walker:
         key = (task.index, tuple(i for _, i in trip))
         if key not in self.by_key:
             self.by_key[key] = len(self.runs)
+            self.of_task.setdefault(task.index, []).append(len(self.runs))
             self.runs.append(TaskRun(task, key[1]))
         at = self.by_key[key]
         count = 1 if s.count is None else self.value(s.count)
@@ -107,14 +109,12 @@ class _Walker:
 
     def waits(self, position: int, run: TaskRun) -> Iterator[int]:
         """Runs before this one that the task graph makes it wait for."""
-        mine = dict(zip((x.var for x in run.task.loops), run.trip, strict=True))
+        mine = _trip(run)
         for d in self.graph.dependencies:
             if d.after != run.task.index:
                 continue
-            for i, other in enumerate(self.runs[:position]):
-                if other.task.index != d.before:
-                    continue
-                theirs = dict(zip((x.var for x in other.task.loops), other.trip, strict=True))
+            for i in (i for i in self.of_task.get(d.before, []) if i < position):
+                theirs = _trip(self.runs[i])
                 shared = [v for v in mine if v in theirs]
                 if d.carried_by is None:
                     agrees = all(mine[v] == theirs[v] for v in shared)
@@ -224,6 +224,11 @@ class _Walker:
                 o.amount *= share[o.tensor] + (1 - share[o.tensor]) * again
             elif o.pipe is Pipe.CROSS:
                 o.amount *= again
+
+
+def _trip(run: TaskRun) -> dict[Var, int]:
+    """The values of the sequential loops around a run."""
+    return dict(zip((x.var for x in run.task.loops), run.trip, strict=True))
 
 
 class _BlockWalker:

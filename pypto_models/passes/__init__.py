@@ -20,7 +20,7 @@ class Pass:
 
 PIPELINE: tuple[Pass, ...] = (
     Pass("spill", spill.run),  # values that live across regions get a round trip through global memory
-    Pass("infer_memory", infer_memory.run),  # every tile gets a memory space; cube and vector parts meet in moves
+    Pass("infer_memory", infer_memory.run),  # every tile gets a space; cube and vector parts meet in moves
     Pass("split", split.run),  # the vector part of a mixed region is divided on two lanes
 )
 
