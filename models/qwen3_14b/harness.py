@@ -55,6 +55,7 @@ def check(
     lm_head: LmHead = "skip",
     compile_only: bool = False,
     dump_passes: Path | None = None,
+    backend_options: Mapping[str, Any] | None = None,
     program: Program | None = None,
 ) -> RunResult:
     """Run a step on `tensors` (as made by `make_inputs`) and compare all that it may change.
@@ -63,7 +64,7 @@ def check(
     1.25 times (RMS) that of torch's bf16 evaluation; in fp32, if it is within 1e-5 of torch's.  Of the
     caches, this holds for the rows that the step writes; no other row may change by a bit.
 
-    A `program` that is given runs as it is, whatever `platform`, `compile_only` and `dump_passes` say.
+    A `program` that is given runs as it is: the options of the compiler and of the backend do not apply.
     """
     kernel = kernel_for(lm_head)
     how = comparison(config, tensors, [p.name for p in program.params] if program else _names(kernel))
@@ -71,6 +72,7 @@ def check(
     if program is not None:
         return run(program, specs, **how)
     options = compile_options(config, platform, lm_head)
+    options["backend_options"] = backend_options
     if dump_passes is not None:
         options["dump_passes"] = dump_passes
     return run_jit(
@@ -160,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--seq-len", type=int, metavar="N",
         help="every context N tokens, this step's included (default: ragged, random)")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N", help="of every input (default %(default)s)")
+    add("--schedule", choices=("program", "random"), default="program",
+        help="order of blocks and independent regions; random draws a legal one from --seed")  # fmt: skip
+    add("--check-splits", action="store_true",
+        help="also run every region that has a split without it, and compare bit for bit")  # fmt: skip
     add("--compile-only", action="store_true", help="stop after compiling")
     add("--dump-passes", type=Path, metavar="DIR",
         help="write the IR after every pass, the task graph and the memory plan")  # fmt: skip
@@ -176,6 +182,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--batch is {options.batch}; a step has 1 to {config.max_batch} sequences")
     if options.seq_len is not None and not 1 <= options.seq_len <= config.max_seq:
         parser.error(f"--seq-len is {options.seq_len}; a context has 1 to {config.max_seq} tokens")
+    try:
+        resolve_platform(options.platform)
+    except UserError as error:
+        parser.error(f"--platform: {error.message}; {error.fix}")
     if options.seed < 0:
         parser.error(f"--seed is {options.seed}; it must be 0 or more")
     try:  # before a run of minutes, not after it
@@ -191,12 +201,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def asked_of_backend(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask of the backend; nothing where they leave it at its defaults."""
+    asked: dict[str, Any] = {}
+    if options.schedule != "program":
+        asked |= {"schedule": options.schedule, "seed": options.seed}
+    if options.check_splits:
+        asked["check_splits"] = True
+    return asked
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _parse(argv)
     started = time.perf_counter()
     try:
-        resolve_platform(options.platform)
         print(
             f"Qwen3-14B decode layer, {options.size} size, {options.dtype}: batch {options.batch}, "
             f"context {options.context}"
@@ -213,10 +232,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             lm_head=options.lm_head,
             compile_only=options.compile_only,
             dump_passes=options.dump_passes,
+            backend_options=asked_of_backend(options),
         )
-    except UserError as error:
+    except UserError as error:  # of the kernel, from the compiler or the simulator
         print(error, file=sys.stderr)
-        return 2
+        return 1
     total = time.perf_counter() - started
     peak = peak_gib()
     print(f"whole command {total:.1f}s, peak memory {peak:.1f} GiB")

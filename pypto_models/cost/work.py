@@ -65,7 +65,7 @@ class _Walker:
         self.orchestration(self.graph.function.body, ())
         for i, run in enumerate(self.runs):
             self.settle(run)
-            run.after = tuple(sorted(self.waits(i, run)))
+            run.after = tuple(sorted(set(self.waits(i, run))))
 
     # ---- orchestration
     def orchestration(self, block: Block, trip: tuple[tuple[Var, int], ...]) -> None:
