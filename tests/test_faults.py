@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_enumeration_is_the_same_every_time() -> None:
 
 def test_a_fault_names_its_source_line() -> None:
     fault = one(FaultClass.OMIT_ADD, "atomic")
-    line = open(__file__).read().splitlines()[fault.span.line - 1]
+    line = Path(__file__).read_text().splitlines()[fault.span.line - 1]
     assert "atomic=pl.AtomicType.Add" in line
     assert str(fault).startswith(f"{__file__}:{fault.span.line}: omit an atomic")
 

@@ -48,11 +48,13 @@ def shifted(
         pl.assemble(y, t, [0, 0])
 
 
-def softmax_check(seed: int, compare: CompareFn = allclose, constant: bool = False) -> Check:
+def softmax_check(
+    seed: int, compare: CompareFn = allclose, constant: bool = False, spread: float = 800
+) -> Check:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS * 4, COLS, generator=generator)
     # The maximum of another row changes no softmax, unless it is so far away that exp overflows
-    x += torch.linspace(-800, 800, ROWS * 4)[torch.randperm(ROWS * 4, generator=generator), None]
+    x += torch.linspace(-spread, spread, ROWS * 4)[torch.randperm(ROWS * 4, generator=generator), None]
     if constant:
         x = x[:1].expand_as(x).contiguous()
 
@@ -88,9 +90,9 @@ def test_a_weak_comparison_shows_low_power() -> None:
 
     def means(actual: torch.Tensor, expected: torch.Tensor, **_context: object) -> tuple[bool, str]:
         error = float((actual.double().mean() - expected.double().mean()).abs())
-        return error < 1e-6, f"the means differ by {error}"
+        return error < 0.02, f"the means differ by {error}"
 
-    report = measure_power([Case("weak", softmax, partial(softmax_check, compare=means))])
+    report = measure_power([Case("weak", softmax, partial(softmax_check, compare=means, spread=0))])
     assert report.total.power < 0.9
     assert any("98% are asked for" in line for line in report.shortfalls())
     missed = [o for o in report.outcomes if o.status == "missed"]

@@ -162,9 +162,9 @@ def paged_stage(w: Writer, layout: Layout) -> None:
         w.line("acc = pl.add(pl.row_expand_mul(acc, scale), part)")
         w.line("top = new")
     else:
-        w.line(f"rows = pl.cast(pl.slice({cache.name}, [{page}, {d}], [at, 0], {live}), pl.FP32)")
-        w.line("acc = pl.add(acc, pl.col_sum(rows))")
-        w.line("top = pl.maximum(top, pl.col_max(rows))")
+        w.line(f"tile = pl.cast(pl.slice({cache.name}, [{page}, {d}], [at, 0], {live}), pl.FP32)")
+        w.line("acc = pl.add(acc, pl.col_sum(tile))")
+        w.line("top = pl.maximum(top, pl.col_max(tile))")
     w.depth -= 1
     if attention:
         w.line("if length > 0:")
