@@ -97,12 +97,18 @@ def test_every_class_has_a_place_here() -> None:
 def test_every_fault_is_another_valid_program() -> None:
     """It verifies, its text differs from the original's, and reads back as the same."""
     original = format_function(function())
+    silent = []
     for fault in faults():
         wrong = fault.apply()
         verify(wrong)
         text = format_function(wrong)
         assert text != original, str(fault)
-        assert format_function(pl.parse(text)) == text, str(fault)
+        try:
+            assert format_function(pl.parse(text)) == text, str(fault)
+        except UserError as error:
+            assert error.diag is Diag.OUT_NOT_WRITTEN, str(fault)
+            silent.append(fault.what)
+    assert silent == ["product stores nothing", "the store to product never happens"]
 
 
 def test_the_original_stays_as_it_is() -> None:

@@ -4,8 +4,9 @@
         print(fault)
         wrong = fault.apply()
 
-They are made from the IR and the OpDefs alone and know no model.  Every fault is a program that the front end
-would accept: what a type rule refuses is not offered, since no comparison is needed to find it.
+They are made from the IR and the OpDefs alone and know no model.  Every fault is a valid program: what a type
+rule refuses is not offered, since no comparison is needed to find it.  (Without the only store to an Out
+parameter the front end would complain, too; that fault is offered all the same, as a kernel that never ran.)
 """
 
 from __future__ import annotations
