@@ -1,4 +1,4 @@
-"""Power: a good comparison catches the faults, a weak one is shown to be weak, harmless faults are told apart."""
+"""Power: a good comparison catches the faults, a weak one is shown to be weak, harmless ones are told apart."""
 
 from __future__ import annotations
 
@@ -264,8 +264,8 @@ def golden(values):
     values["y"][:] = 2 * values["x"]
 
 def check(seed):
-    specs = [TensorSpec("x", (8, 32), torch.float32, torch.randn), TensorSpec("y", (8, 32), torch.float32, is_output=True)]
-    return Check(specs, golden)
+    x = TensorSpec("x", (8, 32), torch.float32, torch.randn)
+    return Check([x, TensorSpec("y", (8, 32), torch.float32, is_output=True)], golden)
 
 def power_cases(config):
     return [Case(config, doubled, check)]

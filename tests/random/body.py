@@ -61,7 +61,7 @@ class Body:
     # ------------------------------------------------------------------------------------ results
     def name(self) -> str:
         """A name for a new tile: a fresh one, or that of a tile which is thereby gone."""
-        old = [t for t in self.tiles if t not in self.outer and t not in self.pinned]
+        old = [t for t in self.tiles if t.used and t not in self.outer and t not in self.pinned]
         if not old or not self.w.chance(35):
             return self.w.fresh("a")
         gone = self.w.pick(old)
@@ -87,7 +87,12 @@ class Body:
         return t
 
     def emit(
-        self, text: str, like: Tile, fn: Callable[[Env], Tensor], facts: Facts, dtype: torch.dtype | None = None
+        self,
+        text: str,
+        like: Tile,
+        fn: Callable[[Env], Tensor],
+        facts: Facts,
+        dtype: torch.dtype | None = None,
     ) -> Tile:
         """``name = text``, a tile with the extents of ``like``; ``fn`` gives its data."""
         name = self.name()
@@ -106,6 +111,7 @@ class Body:
             return None
         chosen = self.w.pick(found[:5])
         self.pinned.add(chosen)
+        chosen.used = True
         return chosen
 
     def partner(self, t: Tile, want: Callable[[Tile], bool] = lambda t: True) -> Tile | None:
@@ -147,7 +153,11 @@ class Body:
         else:
             text = self.layout.row_text if kind == "rows" else leading.text
             m = w.declare(
-                [leading, w.const(n)], w.pick(dtypes), [text, str(n)], rows=kind == "rows", smooth=w.chance(25)
+                [leading, w.const(n)],
+                w.pick(dtypes),
+                [text, str(n)],
+                rows=kind == "rows",
+                smooth=w.chance(25),
             )
         if m.stage >= 0:
             w.features.add("dependent")
@@ -186,12 +196,16 @@ class Body:
             b = self.context.blocks(env)
             at = [o.expand(b) if len(o) == 1 else o for o in at]
             blocks = gather(env.memory[m.name], at, sizes, [None if v is None else v.expand(b) for v in live])
-            return blocks if not pad else Blocks(blocks.filled(pad_number(pad, m.dtype)), (None,) * len(sizes))
+            return (
+                blocks if not pad else Blocks(blocks.filled(pad_number(pad, m.dtype)), (None,) * len(sizes))
+            )
 
         facts = m.facts
         if pad in ("min", "max"):
             facts = facts.join(Facts(abs(pad_number(pad, m.dtype)), 0.0, 0))
-        return self.tile(name, sizes, m.dtype, facts, (None,) * len(sizes) if pad else valid, value, home and not pad)
+        return self.tile(
+            name, sizes, m.dtype, facts, (None,) * len(sizes) if pad else valid, value, home and not pad
+        )
 
     def home(self, dtypes: Sequence[torch.dtype] = (F32, BF16, F32, I32), plain: bool = False) -> Tile:
         """The block's own part of a [rows, n] tensor."""
@@ -215,7 +229,12 @@ class Body:
         scale = 2.0**-exponent
         grain = None if t.facts.grain is None else t.facts.grain + exponent
         facts = Facts(t.facts.bound * scale, t.facts.tol * scale, grain)
-        return self.emit(f"pl.mul({t.name}, {scale!r})", t, lambda env: (self.data(env, t).float() * scale).to(t.dtype), facts)
+        return self.emit(
+            f"pl.mul({t.name}, {scale!r})",
+            t,
+            lambda env: (self.data(env, t).float() * scale).to(t.dtype),
+            facts,
+        )
 
     def store(self, m: Memory, t: Tile, offsets: Sequence[Scalar], add: bool = False) -> None:
         """Write the valid part of a tile into a tensor."""
@@ -240,7 +259,9 @@ class Body:
             blocks = t.at(env, self.context)
             scatter(env.memory[m.name], at, blocks, add)
             if m.name in env.written:
-                scatter(env.written[m.name], at, blocks.with_data(torch.ones_like(blocks.data, dtype=torch.bool)))
+                scatter(
+                    env.written[m.name], at, blocks.with_data(torch.ones_like(blocks.data, dtype=torch.bool))
+                )
 
         w.do(write)
 

@@ -55,7 +55,10 @@ class Counts:
     def report(self) -> str:
         """The proportions and the number of programs with each op."""
         lines = [f"{self.programs} programs, {self.regions} regions, {self.simulations} simulations"]
-        lines += [f"  {name:<24} {n:>6}  {n / max(self.programs, 1):>6.1%}" for name, n in sorted(self.features.items())]
+        lines += [
+            f"  {name:<24} {n:>6}  {n / max(self.programs, 1):>6.1%}"
+            for name, n in sorted(self.features.items())
+        ]
         ops = [f"{name} {n}" for name, n in sorted(self.ops.items(), key=lambda x: (x[1], x[0]))]
         lines += ["  programs with each op:"]
         lines += ["    " + ", ".join(ops[i : i + 9]) for i in range(0, len(ops), 9)]

@@ -32,7 +32,14 @@ def carried(b: Body) -> bool:
     if kind == "swap":
         w.line(f"{other} = pl.full([{p.tm}, {width}], pl.FP32, -1.0)")
     i, part = w.fresh("i"), w.fresh("a")
-    construct = w.pick((f"pl.range({trips})", f"pl.range(0, {trips * width}, {width})", f"pl.pipeline({trips}, stage=2)", f"pl.unroll({trips})"))
+    construct = w.pick(
+        (
+            f"pl.range({trips})",
+            f"pl.range(0, {trips * width}, {width})",
+            f"pl.pipeline({trips}, stage=2)",
+            f"pl.unroll({trips})",
+        )
+    )
     offset = i if f", {width})" in construct else f"{i} * {width}"
     w.line(f"for {i} in {construct}:")
     live = f", valid_shape=[{p.vr.text}, {width}]" if p.vr else ""
@@ -53,7 +60,9 @@ def carried(b: Body) -> bool:
     def parts(env: Env) -> Tensor:
         """[trips, blocks, tm, width]."""
         n = b.context.blocks(env)
-        rows = (p.r0.at(env, b.context).expand(n)[:, None] + torch.arange(p.tm)).clamp(max=m.shape(env)[0] - 1)
+        rows = (p.r0.at(env, b.context).expand(n)[:, None] + torch.arange(p.tm)).clamp(
+            max=m.shape(env)[0] - 1
+        )
         return env.memory[m.name][rows].reshape(n, p.tm, trips, width).permute(2, 0, 1, 3)
 
     def fn(env: Env) -> Blocks:
@@ -138,13 +147,19 @@ def condition(b: Body) -> tuple[str, Callable[[Env], Tensor]]:
     if b.flat is not None and b.flat.constant is None:
         flat = of(b.flat)
         options.append((f"{b.flat.text} == 0", lambda env: flat(env) == 0))
-        options.append((f"{b.flat.text} > 0 and {b.flat.text} < 3", lambda env: (flat(env) > 0) & (flat(env) < 3)))
+        options.append(
+            (f"{b.flat.text} > 0 and {b.flat.text} < 3", lambda env: (flat(env) > 0) & (flat(env) < 3))
+        )
         options.append((f"not {b.flat.text} == 1", lambda env: flat(env) != 1))
     count = b.layout.rows
     if count.constant is None:
-        options.append((f"{count.text} > 20", lambda env: (of(count)(env) > 20).expand(b.context.blocks(env))))
+        options.append(
+            (f"{count.text} > 20", lambda env: (of(count)(env) > 20).expand(b.context.blocks(env)))
+        )
     number = scalar_parameter(b)
-    options.append((f"{number} >= 3", lambda env: torch.tensor([env.numbers[number] >= 3]).expand(b.context.blocks(env))))
+    options.append(
+        (f"{number} >= 3", lambda env: torch.tensor([env.numbers[number] >= 3]).expand(b.context.blocks(env)))
+    )
     return w.pick(options)
 
 
@@ -281,7 +296,11 @@ def powers(b: Body) -> bool:
         # Every product is rounded, but halves are exact until they underflow
         return (b.data(env, t).double() * 0.5 ** int(env.numbers[n])).to(t.dtype)
 
-    facts = Facts(t.facts.bound, 2.0**-20 if t.dtype == torch.float16 else 0.0, None if t.facts.grain is None else t.facts.grain + 6)
+    facts = Facts(
+        t.facts.bound,
+        2.0**-20 if t.dtype == torch.float16 else 0.0,
+        None if t.facts.grain is None else t.facts.grain + 6,
+    )
     value = lambda env: t.at(env, b.context).with_data(fn(env))  # noqa: E731
     b.tile(name, t.shape, t.dtype, facts, t.valid, value, home=t.home)
     return True

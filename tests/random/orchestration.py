@@ -92,7 +92,14 @@ def either_stage(w: Writer, layout: Layout) -> None:
     out = w.scratch([w.const(64), w.const(c)], F32, ["64", str(c)])
     i, count, a = w.fresh("i"), w.fresh("s"), w.fresh("a")
     w.line(f"{count} = pl.min(pl.max(pl.cast(pl.tensor.read({sizes.name}, [1]), pl.INDEX), 0), 4)")
-    compared = w.pick((f"{number} > 2", f"{number} % 2 == 0", f"{number} > 1 and {number} < 5", f"not ({number} == 3 or {number} == 0)"))
+    compared = w.pick(
+        (
+            f"{number} > 2",
+            f"{number} % 2 == 0",
+            f"{number} > 1 and {number} < 5",
+            f"not ({number} == 3 or {number} == 0)",
+        )
+    )
     body = f"{out.name}[{i} * 16 : {i} * 16 + 16, :] = "
     w.line(f"if {compared}:")
     w.line(f"    for {i} in pl.spmd(4):")
@@ -152,12 +159,14 @@ def paged_stage(w: Writer, layout: Layout) -> None:
         # The whole page takes part in the products; what is not live is masked between them
         w.line(f"keys = pl.slice({cache.name}, [{page}, {d}], [at, 0])")
         w.line("scores = pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True)")
-        w.line("scores = pl.fillpad(pl.set_validshape(pl.mul(scores, 0.25), 16, live), pad_value=pl.PadValue.min)")
+        w.line(
+            "scores = pl.fillpad(pl.set_validshape(pl.mul(scores, 0.25), 16, live), pad_value=pl.PadValue.min)"
+        )
         w.line("new = pl.maximum(pl.row_max(scores), top)")
         w.line("p = pl.exp(pl.row_expand_sub(scores, new))")
         w.line("scale = pl.exp(pl.sub(top, new))")
         w.line("total = pl.add(pl.mul(total, scale), pl.row_sum(p))")
-        given = "p" if dtype == F32 else "pl.cast(p, pl.BF16, mode=\"rint\")"
+        given = "p" if dtype == F32 else 'pl.cast(p, pl.BF16, mode="rint")'
         w.line(f"part = pl.matmul({given}, keys, out_dtype=pl.FP32)")
         w.line("acc = pl.add(pl.row_expand_mul(acc, scale), part)")
         w.line("top = new")

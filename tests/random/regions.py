@@ -13,7 +13,9 @@ from .writer import Context, Env, Scalar, Writer
 SPLITS = {None: "NONE", 0: "UP_DOWN", 1: "LEFT_RIGHT"}
 
 
-def tail(w: Writer, layout: Layout, context: Context, size: int, start: Scalar, extent: Scalar) -> Scalar | None:
+def tail(
+    w: Writer, layout: Layout, context: Context, size: int, start: Scalar, extent: Scalar
+) -> Scalar | None:
     """Valid elements of the tile at ``start``; None if all tiles are whole."""
     if extent.constant is not None and extent.constant % size == 0:
         return None
@@ -43,18 +45,33 @@ class Walk:
         self.w, self.layout = w, layout
         self.tm, self.tn, self.n = tm, tn, n
         self.rows = layout.rows
-        self.row_blocks = w.derive(w.root, f"({{}} + {tm - 1}) // {tm}", lambda r: (r + tm - 1) // tm, self.rows)
+        self.row_blocks = w.derive(
+            w.root, f"({{}} + {tm - 1}) // {tm}", lambda r: (r + tm - 1) // tm, self.rows
+        )
         self.column_blocks = -(-n // tn)
 
     @contextmanager
     def body(self, split: int | None, cube: bool, tid: str = "", deps: str = "") -> Iterator[Body]:
         """Open the loops and the region; yields its body."""
         w = self.w
-        forms: list[Callable[..., Iterator[Body]]] = [self._at, self._spmd, self._parallel, self._inside, self._spmd_inside]
+        forms: list[Callable[..., Iterator[Body]]] = [
+            self._at,
+            self._spmd,
+            self._parallel,
+            self._inside,
+            self._spmd_inside,
+        ]
         if deps or tid:
             forms = [self._spmd_with, self._at] if self.single else [self._spmd_with]
         elif not self.single:
-            forms = [self._spmd, self._parallel, self._inside, self._spmd_inside, self._spmd_with, self._nested]
+            forms = [
+                self._spmd,
+                self._parallel,
+                self._inside,
+                self._spmd_inside,
+                self._spmd_with,
+                self._nested,
+            ]
         form = w.pick(forms)
         before = w.depth
         yield from form(split, cube, tid, deps)
@@ -68,8 +85,16 @@ class Walk:
     def place(self, context: Context, i: Scalar | None, j: Scalar | None) -> Place:
         """Offsets and tails of the block (i, j); lines go where the writer stands."""
         w = self.w
-        r0 = w.const(0) if i is None else w.named("r", w.derive(context, f"{{}} * {self.tm}", lambda x: x * self.tm, i))
-        c0 = w.const(0) if j is None else w.named("c", w.derive(context, f"{{}} * {self.tn}", lambda x: x * self.tn, j))
+        r0 = (
+            w.const(0)
+            if i is None
+            else w.named("r", w.derive(context, f"{{}} * {self.tm}", lambda x: x * self.tm, i))
+        )
+        c0 = (
+            w.const(0)
+            if j is None
+            else w.named("c", w.derive(context, f"{{}} * {self.tn}", lambda x: x * self.tn, j))
+        )
         vr = tail(w, self.layout, context, self.tm, r0, self.rows)
         vc = tail(w, self.layout, context, self.tn, c0, w.const(self.n))
         return Place(self.tm, self.tn, self.n, r0, c0, vr, vc)
@@ -85,17 +110,35 @@ class Walk:
 
     def axis(self, outer: Context, extent: Scalar, name: str) -> tuple[Context, Scalar]:
         context = Context(outer, lambda env: trips(extent, env))
-        return context, Scalar(name, context, lambda env: torch.arange(trips(extent, env)).repeat(outer.blocks(env)))
+        return context, Scalar(
+            name, context, lambda env: torch.arange(trips(extent, env)).repeat(outer.blocks(env))
+        )
 
-    def make(self, context: Context, i: Scalar | None, j: Scalar | None, place: Place, split: int | None, cube: bool) -> Body:
-        flat = self.w.named("f", self.flat(context, i, j)) if i is not None and j is not None else self.flat(context, i, j)
+    def make(
+        self,
+        context: Context,
+        i: Scalar | None,
+        j: Scalar | None,
+        place: Place,
+        split: int | None,
+        cube: bool,
+    ) -> Body:
+        flat = (
+            self.w.named("f", self.flat(context, i, j))
+            if i is not None and j is not None
+            else self.flat(context, i, j)
+        )
         return Body(self.w, self.layout, context, place, split, cube, flat)
 
     def loop(self, kind: str, outer: Context, extent: Scalar, prefix: str) -> tuple[Context, Scalar]:
         """A ``for`` line; the body is indented from here on."""
         name = self.w.fresh(prefix)
         context, index = self.axis(outer, extent, name)
-        self.w.line(f"for {name} in pl.{kind}({extent.text}):" if kind != "pipeline" else f"for {name} in pl.pipeline({extent.text}, stage=2):")
+        self.w.line(
+            f"for {name} in pl.{kind}({extent.text}):"
+            if kind != "pipeline"
+            else f"for {name} in pl.pipeline({extent.text}, stage=2):"
+        )
         self.w.depth += 1
         return context, index
 
@@ -120,7 +163,9 @@ class Walk:
     def _spmd(self, split: int | None, cube: bool, tid: str, deps: str) -> Iterator[Body]:
         """A grid over both axes, its number taken apart."""
         w = self.w
-        count = w.derive(w.root, f"{{}} * {self.column_blocks}", lambda r: r * self.column_blocks, self.row_blocks)
+        count = w.derive(
+            w.root, f"{{}} * {self.column_blocks}", lambda r: r * self.column_blocks, self.row_blocks
+        )
         name = w.fresh("i")
         more = options(w, split)
         w.line(f"for {name} in pl.spmd({count.text}{', ' + more if more else ''}):")
@@ -139,7 +184,9 @@ class Walk:
     def _spmd_with(self, split: int | None, cube: bool, tid: str, deps: str) -> Iterator[Body]:
         """The same with a ``with`` and pl.tile.get_block_idx()."""
         w = self.w
-        count = w.derive(w.root, f"{{}} * {self.column_blocks}", lambda r: r * self.column_blocks, self.row_blocks)
+        count = w.derive(
+            w.root, f"{{}} * {self.column_blocks}", lambda r: r * self.column_blocks, self.row_blocks
+        )
         more = options(w, split, deps)
         tid = tid or (w.fresh("tid") if deps else "")
         w.line(f"with pl.spmd({count.text}{', ' + more if more else ''}){f' as {tid}' if tid else ''}:")

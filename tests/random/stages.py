@@ -54,7 +54,9 @@ class Results:
         self.depth = w.depth
         self.step = len(w.steps)
 
-    def create(self, dims: list[Scalar], dtype: torch.dtype, annotation: list[str] | None, rows: bool) -> Memory:
+    def create(
+        self, dims: list[Scalar], dtype: torch.dtype, annotation: list[str] | None, rows: bool
+    ) -> Memory:
         w = self.w
         lines, steps, depth = w.lines, w.steps, w.depth
         w.lines, w.steps, w.depth = [], [], self.depth
@@ -67,13 +69,11 @@ class Results:
         return m
 
 
-def write_results(b: Body, results: Results, walk: Walk, most: int = 2) -> None:
-    """Store the last tile, and maybe another, each at the block's own place."""
-    w = b.w
-    candidates = [t for t in b.tiles if len(t.shape) == 2]
-    count = 1 + (w.chance(35) and len(candidates) > 1 and most > 1)
-    for k in range(count):
-        t = candidates[-1] if k == 0 else w.pick(candidates[-2::-1])
+def write_results(b: Body, results: Results, walk: Walk) -> None:
+    """Store what nothing was computed from, and always the last tile, each at the block's own place."""
+    tiles = [t for t in b.tiles if len(t.shape) == 2]
+    leaves = [t for t in tiles[:-1] if not t.used and t not in b.outer]
+    for t in [tiles[-1], *leaves[-4:]]:
         store_tile(b, results, walk, t)
 
 
@@ -93,14 +93,25 @@ def store_tile(b: Body, results: Results, walk: Walk, t: Tile) -> None:
         w.line(f"{name} = pl.fillpad({old.name})")
         value = 0
         whole = (None, None)
-        t = b.tile(name, old.shape, old.dtype, old.facts, whole, lambda env: Blocks(old.at(env, b.context).filled(value), whole))
+        t = b.tile(
+            name,
+            old.shape,
+            old.dtype,
+            old.facts,
+            whole,
+            lambda env: Blocks(old.at(env, b.context).filled(value), whole),
+        )
     flat = b.flat or w.const(0)
-    count = w.derive(w.root, f"{{}} * {walk.column_blocks}", lambda r: r * walk.column_blocks, walk.row_blocks)
+    count = w.derive(
+        w.root, f"{{}} * {walk.column_blocks}", lambda r: r * walk.column_blocks, walk.row_blocks
+    )
     r, c = t.shape
     total = w.derive(w.root, f"{{}} * {r}", lambda n: n * r, count)
     text = total.text if total.constant is not None else w.fresh_tensor("E")
     m = results.create([total, w.const(c)], t.dtype, [text, str(c)], False)
-    start = w.derive(b.context, f"({{}}) * {r}" if not flat.text.isidentifier() else f"{{}} * {r}", lambda f: f * r, flat)
+    start = w.derive(
+        b.context, f"({{}}) * {r}" if not flat.text.isidentifier() else f"{{}} * {r}", lambda f: f * r, flat
+    )
     b.store(m, t, [w.named("o", start), w.const(0)])
 
 
@@ -144,7 +155,12 @@ def matmul_stage(w: Writer, layout: Layout) -> None:
             factor = 0.5 if acc.is_float else 2
             fn = lambda env: (b.data(env, acc) * factor).to(acc.dtype)  # noqa: E731
             grain = None if acc.facts.grain is None else acc.facts.grain + 1
-            b.emit(f"pl.mul({acc.name}, {factor!r})", acc, fn, Facts(acc.facts.bound * 2, acc.facts.tol * 2, grain))
+            b.emit(
+                f"pl.mul({acc.name}, {factor!r})",
+                acc,
+                fn,
+                Facts(acc.facts.bound * 2, acc.facts.tol * 2, grain),
+            )
             some_steps(b, 6)
         write_results(b, results, walk)
 
@@ -179,7 +195,9 @@ def attention_stage(w: Writer, layout: Layout) -> None:
 def update_stage(w: Writer, layout: Layout) -> None:
     """An InOut tensor changed in place, by a sequence of regions."""
     n = w.pick(layout.columns)
-    m = w.declare([layout.rows, w.const(n)], w.pick((F32, BF16, I32)), [layout.row_text, str(n)], "inout", rows=True)
+    m = w.declare(
+        [layout.rows, w.const(n)], w.pick((F32, BF16, I32)), [layout.row_text, str(n)], "inout", rows=True
+    )
     m.readable = False
     walk = Walk(w, layout, 16, n, n)
     times = w.pick((1, 2, 3))
@@ -245,7 +263,12 @@ def atomic_stage(w: Writer, layout: Layout) -> None:
         text = f"pl.mul({t.name}, {'0.5' if t.is_float else '2'})"
         half = 0.5 if t.is_float else 2
         old = t
-        t = b.emit(text, t, lambda env: (b.data(env, old) * half).to(dtype), Facts(old.facts.bound * 2, 0.0, 3 if t.is_float else 0))
+        t = b.emit(
+            text,
+            t,
+            lambda env: (b.data(env, old) * half).to(dtype),
+            Facts(old.facts.bound * 2, 0.0, 3 if t.is_float else 0),
+        )
     b.store(target, t, (place.r0, w.const(0)), add=True)
     target.facts = Facts(t.facts.bound * trips, 0.0, t.facts.grain)
     target.readable = True
@@ -273,7 +296,15 @@ def scalar_stage(w: Writer, layout: Layout) -> None:
     w.line(f"{x} = " + w.pick((f"pl.read({m.name}, [0, {i}])", f"{m.name}[0, {i}]")))
     w.line(f"{k} = pl.tensor.read({table.name}, [{n - 1} - {i}])")
     value = f"{x} * 2 + pl.min({k}, 3)" if m.dtype == I32 else f"{x} * 2.0 - pl.cast(pl.max({k}, 0), pl.FP32)"
-    w.line(w.pick((f"pl.write({out.name}, [0, {i}], {value})", f"{out.name}[0, {i}] = {value}", f"pl.tensor.write({out.name}, [0, {i}], {value})")))
+    w.line(
+        w.pick(
+            (
+                f"pl.write({out.name}, [0, {i}], {value})",
+                f"{out.name}[0, {i}] = {value}",
+                f"pl.tensor.write({out.name}, [0, {i}], {value})",
+            )
+        )
+    )
     w.depth -= depth
     out.facts, out.stage = Facts(40.0, 0.0, 2 if m.dtype == F32 else 0), w.stage
     out.readable = False
@@ -304,7 +335,9 @@ def crossing_stage(w: Writer, layout: Layout) -> None:
     b = walk.make(context, i, None, place, None, cube=False)
     b.home()
     some_steps(b, 3)
-    keep = [t for t in b.tiles if all(v in (None, place.vr, place.vc) or v.constant is not None for v in t.valid)]
+    keep = [
+        t for t in b.tiles if all(v in (None, place.vr, place.vc) or v.constant is not None for v in t.valid)
+    ]
     scalar = None
     if w.chance(50):
         m = b.source("row", 32, (F32,))
@@ -362,7 +395,12 @@ def task_stage(w: Writer, layout: Layout) -> None:
     w.line(f"        pl.assemble({middle.name}, pl.add({a}, pl.cast({u}, pl.FP32)), [{u} * 16, 0])")
     w.line(f"    {ids}[{u}] = {tid}")
     form = w.choose(4)
-    deps = [f"[{ids}[k] for k in range({parts})]", f"[{ids}]", ids, f"[{', '.join(f'{ids}[{k}]' for k in range(parts))}]"][form]
+    deps = [
+        f"[{ids}[k] for k in range({parts})]",
+        f"[{ids}]",
+        ids,
+        f"[{', '.join(f'{ids}[{k}]' for k in range(parts))}]",
+    ][form]
     if w.chance(50):
         joined = w.fresh("tid")
         w.line(f"{joined} = pl.system.task_dummy(deps={deps})")
@@ -433,7 +471,10 @@ def view_stage(w: Writer, layout: Layout) -> None:
     if use_array:
         page = w.fresh("s")
         w.line(f"    {page} = {order}[{i}]")
-    forms = [f"{name}[{page} * {r} : {page} * {r} + {r}, 0:{c}]", f"pl.slice({name}, [{r}, {c}], [{page} * {r}, 0])"]
+    forms = [
+        f"{name}[{page} * {r} : {page} * {r} + {r}, 0:{c}]",
+        f"pl.slice({name}, [{r}, {c}], [{page} * {r}, 0])",
+    ]
     dropped = not chosen and w.chance(40)
     if dropped:
         forms = [f"{m.name}[{page}]", f"pl.slice({m.name}, [1, {r}, {c}], [{page}, 0, 0], drop_dims=[0])"]
@@ -460,13 +501,33 @@ def view_stage(w: Writer, layout: Layout) -> None:
 def slice_stage(w: Writer, layout: Layout) -> None:
     """Boxes of tensors of three axes, with axes dropped, in a grid."""
     pages, r, c = w.pick((2, 3)), 16, 32
-    m = w.declare([w.const(pages), w.const(r), w.const(c)], w.pick((F32, BF16, I32)), [str(pages), str(r), str(c)])
+    m = w.declare(
+        [w.const(pages), w.const(r), w.const(c)], w.pick((F32, BF16, I32)), [str(pages), str(r), str(c)]
+    )
     out = w.scratch([w.const(pages), w.const(r), w.const(c)], m.dtype, [str(pages), str(r), str(c)])
     i, a, b = w.fresh("i"), w.fresh("a"), w.fresh("a")
     w.line(f"for {i} in pl.spmd({pages}):")
-    w.line(f"    {a} = " + w.pick((f"{m.name}[{i}, :, :]", f"{m.name}[{i}]", f"pl.slice({m.name}, [1, {r}, {c}], [{i}, 0, 0], drop_dims=[0])")))
+    w.line(
+        f"    {a} = "
+        + w.pick(
+            (
+                f"{m.name}[{i}, :, :]",
+                f"{m.name}[{i}]",
+                f"pl.slice({m.name}, [1, {r}, {c}], [{i}, 0, 0], drop_dims=[0])",
+            )
+        )
+    )
     w.line(f"    {b} = pl.maximum({a}, {'0.25' if m.dtype.is_floating_point else '1'})")
-    w.line("    " + w.pick((f"{out.name}[{i}] = {b}", f"{out.name}[{i}, :, :] = {b}", f"pl.assemble({out.name}, pl.reshape({b}, [1, {r}, {c}]), [{i}, 0, 0])")))
+    w.line(
+        "    "
+        + w.pick(
+            (
+                f"{out.name}[{i}] = {b}",
+                f"{out.name}[{i}, :, :] = {b}",
+                f"pl.assemble({out.name}, pl.reshape({b}, [1, {r}, {c}]), [{i}, 0, 0])",
+            )
+        )
+    )
     out.facts, out.stage = Facts(9.0, 0.0, 2), w.stage
 
     def fn(env: Env) -> None:
@@ -541,7 +602,7 @@ def inlined_step(step: Callable[[Body], bool]) -> Callable[[Body], bool]:
 
 
 STAGES: tuple[tuple[Stage, int], ...] = (
-    (vector_stage, 24), (matmul_stage, 30), (attention_stage, 14), (crossing_stage, 12), (update_stage, 6),
+    (vector_stage, 24), (matmul_stage, 46), (attention_stage, 14), (crossing_stage, 12), (update_stage, 6),
     (atomic_stage, 7), (scalar_stage, 6), (task_stage, 9), (view_stage, 8), (slice_stage, 5), (carried_stage, 8),
     (either_stage, 6), (paged_stage, 8),
 )  # fmt: skip

@@ -62,7 +62,13 @@ def math_unary(b: Body) -> bool:
     if t is None:
         return False
     name = b.w.pick(("exp", "sqrt", "log", "rsqrt", "recip"))
-    fn = {"exp": torch.exp, "sqrt": torch.sqrt, "log": torch.log, "rsqrt": torch.rsqrt, "recip": torch.reciprocal}[name]
+    fn = {
+        "exp": torch.exp,
+        "sqrt": torch.sqrt,
+        "log": torch.log,
+        "rsqrt": torch.rsqrt,
+        "recip": torch.reciprocal,
+    }[name]
     if name == "exp":
         t = b.small(t, 4.0)
         bound = 2.718281828 ** (t.facts.bound + t.facts.tol) * 1.01
@@ -73,7 +79,11 @@ def math_unary(b: Body) -> bool:
         facts = Facts(bound, t.facts.tol)
         if name in ("log", "rsqrt"):
             facts = facts.approximate()
-    text = f"pl.rsqrt({t.name}, high_precision=True)" if name == "rsqrt" and b.w.chance(30) else f"pl.{name}({t.name})"
+    text = (
+        f"pl.rsqrt({t.name}, high_precision=True)"
+        if name == "rsqrt" and b.w.chance(30)
+        else f"pl.{name}({t.name})"
+    )
     b.emit(text, t, lambda env: computed(fn, b.data(env, t)), facts)
     return True
 
@@ -150,7 +160,9 @@ def compare(b: Body) -> bool:
         b.emit(text, x, lambda env: fn(b.data(env, x), 1).to(x.dtype), Facts(1.0, 0.0, 0))
     else:
         text = f"pl.cmp({x.name}, {y.name}, {keyword})"
-        data = lambda env: fn(b.data(env, x).to(_promoted(x, y)), b.data(env, y).to(_promoted(x, y))).to(x.dtype)  # noqa: E731
+        data = lambda env: fn(b.data(env, x).to(_promoted(x, y)), b.data(env, y).to(_promoted(x, y))).to(
+            x.dtype
+        )  # noqa: E731
         b.emit(text, x, data, Facts(1.0, 0.0, 0))
     return True
 
@@ -179,7 +191,9 @@ def convert(b: Body) -> bool:
         arguments[1] = f"target_type={arguments[1]}"
     facts = x.facts
     if to.is_floating_point:
-        if mode not in ("rint", "none", "round") and facts.tol:  # a directed rounding may fall a whole step off
+        if (
+            mode not in ("rint", "none", "round") and facts.tol
+        ):  # a directed rounding may fall a whole step off
             facts = Facts(facts.bound, facts.tol + facts.bound * 2.0**-7)
     else:
         facts = Facts(facts.bound + 1, 0.0, 0)
@@ -210,9 +224,13 @@ def vector(b: Body, t: Tile, along_rows: bool) -> Tile | None:
     p = b.place
     if along_rows:
         m = b.source("rows", 1, (F32,))
-        return b.load(m, (p.tm, 1), (p.r0, b.w.const(0)), (p.vr, None), (b.layout.rows, b.w.const(1)), plain=True)
+        return b.load(
+            m, (p.tm, 1), (p.r0, b.w.const(0)), (p.vr, None), (b.layout.rows, b.w.const(1)), plain=True
+        )
     m = b.source("row", p.n, (F32,))
-    return b.load(m, (1, p.tn), (b.w.const(0), p.c0), (None, p.vc), (b.w.const(1), b.w.const(p.n)), plain=True)
+    return b.load(
+        m, (1, p.tn), (b.w.const(0), p.c0), (None, p.vc), (b.w.const(1), b.w.const(p.n)), plain=True
+    )
 
 
 def expand(b: Body) -> bool:
@@ -229,7 +247,13 @@ def expand(b: Body) -> bool:
         v = _positive(b, v)
     facts = _binary_facts(name, t.facts, v.facts)
     fn = lambda env: computed(_BINARY[name], b.data(env, t), b.data(env, v))  # noqa: E731
-    b.emit(f"pl.{'row' if along_rows else 'col'}_expand_{name}({t.name}, {v.name})", t, fn, facts, _promoted(t, v))
+    b.emit(
+        f"pl.{'row' if along_rows else 'col'}_expand_{name}({t.name}, {v.name})",
+        t,
+        fn,
+        facts,
+        _promoted(t, v),
+    )
     return True
 
 
@@ -279,7 +303,11 @@ def fillpad(b: Body) -> bool:
     if t is None:
         return False
     pad = b.w.pick(("zero", "zero", "min", "max")) if not t.is_float else "zero"
-    extra = b.w.pick(("", ", pad_value=pl.PadValue.zero", ", pad_value=0")) if pad == "zero" else f", pad_value={PADS[pad][0]}"
+    extra = (
+        b.w.pick(("", ", pad_value=pl.PadValue.zero", ", pad_value=0"))
+        if pad == "zero"
+        else f", pad_value={PADS[pad][0]}"
+    )
     facts = t.facts if pad == "zero" else t.facts.join(Facts(abs(pad_number(pad, t.dtype)), 0.0, 0))
     _filled(b, t, f"pl.fillpad({t.name}{extra})", pad_number(pad, t.dtype), facts)
     return True
@@ -289,7 +317,9 @@ def _filled(b: Body, t: Tile, text: str, value: float, facts: Facts) -> Tile:
     name = b.name()
     b.w.line(f"{name} = {text}")
     whole = (None,) * len(t.shape)
-    return b.tile(name, t.shape, t.dtype, facts, whole, lambda env: Blocks(t.at(env, b.context).filled(value), whole))
+    return b.tile(
+        name, t.shape, t.dtype, facts, whole, lambda env: Blocks(t.at(env, b.context).filled(value), whole)
+    )
 
 
 def padded_max(b: Body) -> bool:
@@ -305,7 +335,9 @@ def padded_max(b: Body) -> bool:
         b.tiles.remove(top)
         return True
     facts = Facts(2 * t.facts.bound, 2 * t.facts.tol, t.facts.grain)
-    b.emit(f"pl.row_expand_sub({t.name}, {top.name})", t, lambda env: b.data(env, t) - b.data(env, top), facts)
+    b.emit(
+        f"pl.row_expand_sub({t.name}, {top.name})", t, lambda env: b.data(env, t) - b.data(env, top), facts
+    )
     return True
 
 
@@ -336,7 +368,12 @@ def reshape(b: Body) -> bool:
     if t is None:
         return False
     r, c = t.shape
-    options = [(r * c, 1), (1, r * c), (r // 2, c * 2) if r % 2 == 0 else (c, r), (r * 2, c // 2) if c % 2 == 0 else (c, r)]
+    options = [
+        (r * c, 1),
+        (1, r * c),
+        (r // 2, c * 2) if r % 2 == 0 else (c, r),
+        (r * 2, c // 2) if c % 2 == 0 else (c, r),
+    ]
     if b.split is not None:
         return False
     if c == 1 or r == 1:
@@ -348,7 +385,9 @@ def reshape(b: Body) -> bool:
     b.w.line(f"{name} = pl.reshape({t.name}, {list(shape)})")
     whole = (None,) * len(shape)
     t.frozen = True
-    b.tile(name, shape, t.dtype, t.facts, whole, lambda env: Blocks(b.data(env, t).reshape(-1, *shape), whole))
+    b.tile(
+        name, shape, t.dtype, t.facts, whole, lambda env: Blocks(b.data(env, t).reshape(-1, *shape), whole)
+    )
     if len(shape) == 3:
         t3 = b.tiles.pop()
         back = b.name()
@@ -433,7 +472,9 @@ def fresh_target(b: Body) -> Tile:
     return make_full(b, (p.tm, p.tn), b.w.pick((F32, BF16, I32)), 1)
 
 
-def replaced(b: Body, old: Tile, facts: Facts, fn: Callable[[Env], Blocks], valid: tuple[None, ...] | None = None) -> Tile:
+def replaced(
+    b: Body, old: Tile, facts: Facts, fn: Callable[[Env], Blocks], valid: tuple[None, ...] | None = None
+) -> Tile:
     """The tile under its old name, after a change in place."""
     b.tiles.remove(old)
     return b.tile(old.name, old.shape, old.dtype, facts, valid or old.valid, fn)
@@ -443,7 +484,9 @@ def insert(b: Body) -> bool:
     """Part of a tile written into another, in place."""
     if b.split is not None:
         target = b.some(lambda t: b.changeable(t) and len(t.shape) == 2)
-        source = target and b.some(lambda s: s is not target and s.full and s.shape == target.shape and s.dtype == target.dtype)
+        source = target and b.some(
+            lambda s: s is not target and s.full and s.shape == target.shape and s.dtype == target.dtype
+        )
         if target is None or not source:
             return False
     else:
@@ -507,7 +550,9 @@ def read_element(b: Body) -> bool:
     at = [b.w.choose(d) for d in t.shape]
     name = b.w.fresh("s")
     text = ", ".join(map(str, at))
-    form = b.w.pick((f"pl.read({t.name}, [{text}])", f"{t.name}[{text}]", f"pl.tile.read({t.name}, [{text}])"))
+    form = b.w.pick(
+        (f"pl.read({t.name}, [{text}])", f"{t.name}[{text}]", f"pl.tile.read({t.name}, [{text}])")
+    )
     b.w.line(f"{name} = {form}")
 
     def fn(env: Env) -> Tensor:
@@ -550,9 +595,16 @@ def read_number(b: Body) -> bool:
         return False
     at = b.w.choose(32)
     name = b.w.fresh("s")
-    b.w.line(f"{name} = " + b.w.pick((f"pl.read({m.name}, [0, {at}])", f"pl.tensor.read({m.name}, [0, {at}])", f"{m.name}[0, {at}]")))
+    b.w.line(
+        f"{name} = "
+        + b.w.pick(
+            (f"pl.read({m.name}, [0, {at}])", f"pl.tensor.read({m.name}, [0, {at}])", f"{m.name}[0, {at}]")
+        )
+    )
     fn = lambda env: (b.data(env, x).float() * env.memory[m.name][0, at].float()).to(x.dtype)  # noqa: E731
-    b.emit(f"{name} * {x.name}" if b.w.chance(40) else f"pl.mul({x.name}, {name})", x, fn, x.facts.times(m.facts))
+    b.emit(
+        f"{name} * {x.name}" if b.w.chance(40) else f"pl.mul({x.name}, {name})", x, fn, x.facts.times(m.facts)
+    )
     return True
 
 

@@ -76,7 +76,9 @@ def finish(w: Writer, extents: tuple[dict[str, int], ...]) -> Program:
     body = [*w.helpers, "", "", "@pl.jit", "def kernel(", *parameters, "):", *w.lines]
     constants, body = _with_constants(w, body)
     lines = [*head, *constants, *body]
-    return Program("\n".join(lines) + "\n", tuple(w.parameters.values()), tuple(w.steps), extents, frozenset(w.features))
+    return Program(
+        "\n".join(lines) + "\n", tuple(w.parameters.values()), tuple(w.steps), extents, frozenset(w.features)
+    )
 
 
 def _with_constants(w: Writer, lines: list[str]) -> tuple[list[str], list[str]]:

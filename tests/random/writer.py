@@ -97,6 +97,7 @@ class Tile:
     valid: tuple[Scalar | None, ...]
     home: bool = False
     frozen: bool = False  # something was derived from its storage, or it must not be changed in place
+    used: bool = False  # something was computed from it
 
     @property
     def full(self) -> bool:
@@ -154,7 +155,9 @@ class Program:
     features: frozenset[str]
 
     def __repr__(self) -> str:
-        runs = " and ".join(", ".join(f"{k} = {v}" for k, v in e.items()) or "no run-time extent" for e in self.extents)
+        runs = " and ".join(
+            ", ".join(f"{k} = {v}" for k, v in e.items()) or "no run-time extent" for e in self.extents
+        )
         return f"# runs: {runs}\n{self.source}"
 
     def arguments(self, run: int, seed: int = 0) -> dict[str, Any]:
@@ -297,7 +300,11 @@ class Writer:
             if m.kind == "out":
                 env.written[m.name] = torch.zeros(m.shape(env), dtype=torch.bool)
                 return
-            env.memory[m.name] = unwritten(m.shape(env), dtype) if init is None else torch.full(m.shape(env), init, dtype=dtype)
+            env.memory[m.name] = (
+                unwritten(m.shape(env), dtype)
+                if init is None
+                else torch.full(m.shape(env), init, dtype=dtype)
+            )
 
         self.do(create)
         return m
