@@ -1,4 +1,4 @@
-"""Power: a good comparison catches the faults, a weak one is shown to be weak, harmless ones are told apart."""
+"""Power: a good comparison catches faults, a weak one is shown to be weak, harmless ones are told apart."""
 
 from __future__ import annotations
 

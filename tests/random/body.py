@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,14 +54,18 @@ class Body:
     cube: bool = True  # matrix products are welcome
     flat: Scalar | None = None  # number of the block, over all axes
     tiles: list[Tile] = field(default_factory=list)
-    outer: frozenset[Tile] = frozenset()  # of the code around, which knows them under their names
+    outer: frozenset[Tile] = frozenset()  # tiles of the code around
+    locked: frozenset[str] = frozenset()  # names that a trip of a loop must leave alone
+    typed: frozenset[str] = frozenset()  # names that a loop carries: they keep their type
+    numbers: list[Scalar] = field(default_factory=list)  # loop variables
     depth: int = 0
     pinned: set[Tile] = field(default_factory=set)  # what the current step works on
 
     # ------------------------------------------------------------------------------------ results
     def name(self) -> str:
         """A name for a new tile: a fresh one, or that of a tile which is thereby gone."""
-        old = [t for t in self.tiles if t.used and t not in self.outer and t not in self.pinned]
+        kept = self.locked | self.typed
+        old = [t for t in self.tiles if t.used and t.name not in kept and t not in self.pinned]
         if not old or not self.w.chance(35):
             return self.w.fresh("a")
         gone = self.w.pick(old)
@@ -127,7 +131,7 @@ class Body:
 
     def changeable(self, t: Tile) -> bool:
         """True if the tile may be changed in place here."""
-        return not t.frozen and t.full and t not in self.outer and t.context is self.context
+        return not t.frozen and t.full and t.name not in self.locked and t.context is self.context
 
     # ------------------------------------------------------------------------------------ index arithmetic
     def offset(self, base: Scalar, add: int) -> Scalar:
@@ -166,7 +170,7 @@ class Body:
 
     def load(
         self, m: Memory, shape: Sequence[int], offsets: Sequence[Scalar], valid: Sequence[Scalar | None],
-        room: Sequence[Scalar | None] = (), home: bool = False, plain: bool = False,
+        room: Sequence[Scalar] = (), home: bool = False, plain: bool = False,
     ) -> Tile:  # fmt: skip
         """A box of a tensor.  ``room`` has the tensor's extent on axes where clamp=True gives ``valid``."""
         w = self.w
@@ -177,7 +181,8 @@ class Body:
         if any(v is not None for v in valid):
             w.features.add("tail")
             live = ", ".join(v.text if v else str(s) for v, s in zip(valid, shape, strict=True))
-            clamps = bool(room) and all(v is None or r is not None for v, r in zip(valid, room, strict=True))
+            # clamp=True makes an extent at a run-time offset unknown to the compiler, even where all is valid
+            clamps = bool(room) and all(v or o.constant is not None for v, o in zip(valid, offsets, strict=True))
             extra = ", clamp=True" if clamps and w.chance(30) else f", valid_shape=[{live}]"
             if w.chance(25) and not plain:
                 pad = w.pick(("zero", "min", "max") if not m.dtype.is_floating_point else ("zero",))
@@ -266,15 +271,10 @@ class Body:
         w.do(write)
 
     # ------------------------------------------------------------------------------------ nesting
-    @contextmanager
-    def nested(self, context: Context | None = None, flat: Scalar | None = None) -> Iterator[Body]:
-        """A loop's or a branch's body: tiles made there go out of scope with it."""
-        inner = Body(
-            self.w, self.layout, context or self.context, self.place, self.split, self.cube, flat or self.flat,
-            list(self.tiles), frozenset(self.tiles), self.depth + 1,
-        )  # fmt: skip
-        with self.w.indented():
-            yield inner
+    def nested(self, **changes: Any) -> Body:
+        """The body of a loop or of a branch: what it binds anew is its own until the two are merged."""
+        known = {"tiles": list(self.tiles), "outer": frozenset(self.tiles), "pinned": set(), "depth": self.depth + 1}
+        return replace(self, **{**known, **changes})
 
 
 def pad_number(pad: str, dtype: torch.dtype) -> float:

@@ -108,7 +108,8 @@ def each_column(b: Body) -> bool:
     w.line(f"for {i} in pl.range({trips}):")
     context = Context(b.context, lambda env: trips)
     index = trip_index(b.context, context, i, trips)
-    with b.nested(context) as inner:
+    inner = b.nested(context=context, locked=frozenset(t.name for t in b.tiles))
+    with w.indented():
         part = w.fresh("a")
         w.line(f"{part} = pl.slice({t.name}, [{t.shape[0]}, {width}], [0, {i} * {width}])")
 
@@ -223,7 +224,7 @@ def branch(b: Body) -> bool:
 def indices(b: Body) -> list[Scalar]:
     """Integers that the region knows."""
     p = b.place
-    found = [s for s in (p.r0, b.flat, p.c0, p.vr, b.layout.rows) if s is not None and s.constant is None]
+    found = [s for s in (*b.numbers, p.r0, b.flat, p.c0, p.vr, b.layout.rows) if s is not None and s.constant is None]
     return [*found, b.w.const(b.w.pick((3, 1, 7)))]
 
 

@@ -11,6 +11,7 @@ from .blocks import Blocks
 from .body import Body, Layout, Place
 from .control import branch, carried, each_column, index_number, powers
 from .facts import Facts
+from .nesting import either, loop
 from .orchestration import carried_stage, either_stage, paged_stage
 from .products import k_loop, tile_product
 from .regions import Walk
@@ -20,7 +21,6 @@ from .writer import BF16, F32, I32, Env, Memory, Scalar, Tile, Writer
 Stage = Callable[[Writer, Layout], None]
 _ANYWHERE = {**STEPS, carried: 5, each_column: 4, branch: 6, powers: 3, index_number: 5}
 _BODY = tuple(s for s, weight in _ANYWHERE.items() for _ in range(weight))
-_WITH_PRODUCTS = (*_BODY, *(tile_product,) * 16)
 
 
 def some_steps(b: Body, most: int) -> None:
@@ -36,6 +36,18 @@ def some_steps(b: Body, most: int) -> None:
         if not step(b):
             load(b)
     b.pinned.clear()
+
+
+def loop_step(b: Body) -> bool:
+    return loop(b, some_steps)
+
+
+def either_step(b: Body) -> bool:
+    return either(b, some_steps)
+
+
+_BODY = (*_BODY, *(loop_step,) * 8, *(either_step,) * 8)
+_WITH_PRODUCTS = (*_BODY, *(tile_product,) * 16)
 
 
 # ------------------------------------------------------------------------------------------ results
