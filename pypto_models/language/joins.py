@@ -25,9 +25,12 @@ Key: TypeAlias = "tuple[int, str]"  # frame and name
 def join_types(a: Type | None, b: Type | None) -> Type | None:
     """One type for a value that is ``a`` or ``b``; None if there is none.
 
-    Valid extents that differ become unknown, and an index literal takes the type of the other scalar.
+    Valid extents that differ become unknown, a memory space that only one names is left to the compiler, and
+    an index literal takes the type of the other scalar.
     """
     if isinstance(a, TileType) and isinstance(b, TileType):
+        if None in (a.space, b.space):
+            a, b = replace(a, space=None), replace(b, space=None)
         if (a.shape, a.dtype, a.space, a.split) != (b.shape, b.dtype, b.space, b.split):
             return None
         valid: tuple[Dim | None, ...] = tuple(
@@ -82,14 +85,14 @@ class LoopJoin:
         for name, value in self.before[own].items():
             if name in assigned and not isinstance(type_of(value), TensorType):
                 self._add((own, name), webs)
-        lost: set[Key] = set()  # compile-time values that a trip replaces
+        lost: dict[Key, Undefined] = {}  # names without one meaning in every trip
         while True:
             params = self._enter(webs, lost)
             errors = len(self.ctx.errors)
             block = body()
             after = self.ctx.snapshot()
-            if not self._grow(webs, lost, params, block, after):
-                return self._finish(webs, params, block, after)
+            if not self._grow(webs, lost, params, block, after, assigned):
+                return self._finish(webs, lost, params, block, after)
             del self.ctx.errors[errors:]
 
     def _add(self, key: Key, webs: list[_Web]) -> None:
@@ -110,23 +113,28 @@ class LoopJoin:
         for i, name in keys:
             self.ctx.frames[i].names[name] = value
 
-    def _enter(self, webs: list[_Web], lost: set[Key]) -> list[Var]:
+    def _enter(self, webs: list[_Web], lost: dict[Key, Undefined]) -> list[Var]:
         self.ctx.restore(self.before)
         params = [Var(w.name, w.type, self.span) for w in webs]
         for w, param in zip(webs, params, strict=True):
             self._bind(w.keys, param)
-        for key in lost:
-            self._bind([key], Undefined(self._clash(key[1], self._at(self.before, key), None)))
+        for key, undefined in lost.items():
+            self._bind([key], undefined)
         return params
 
-    def _grow(self, webs: list[_Web], lost: set[Key], params: list[Var], block: Block, after: Names) -> bool:
+    def _grow(
+        self, webs: list[_Web], lost: dict[Key, Undefined], params: list[Var], block: Block, after: Names,
+        assigned: set[str],
+    ) -> bool:  # fmt: skip
         """Extend what is carried by what the body turned out to rebind; False if nothing is new."""
         grown = False
         for w, param in zip(list(webs), params, strict=True):
-            parts = self._parts(w, param, after)
+            parts = self._parts(w, after)
             init, value = self._at(self.before, w.keys[0]), self._at(after, w.keys[0])
             joined = self._joined(init, w.type, type_of(value), block)
             if len(parts) > 1:
+                if param in self.ctx.mutated:
+                    parts = self._one_meaning(parts, lost, assigned)
                 webs.remove(w)
                 webs += parts
                 grown = True
@@ -142,25 +150,34 @@ class LoopJoin:
                 if type_of(init) is not None and type_of(value) is not None:
                     self._add(key, webs)
                 else:
-                    lost.add(key)
+                    lost[key] = Undefined(self._clash(name, init, None))
                 grown = True
         return grown
 
-    def _parts(self, web: _Web, param: Var, after: Names) -> list[_Web]:
+    def _parts(self, web: _Web, after: Names) -> list[_Web]:
         """The web, divided by what its names are bound to after a trip."""
         parts: dict[int, _Web] = {}
         for key in web.keys:
             part = parts.setdefault(id(self._at(after, key)), _Web([], web.type))
             part.keys.append(key)
-        if len(parts) > 1 and param in self.ctx.mutated:
-            one, other = (p.name for p in list(parts.values())[:2])
-            fields = {
-                "what": f"{one!r}",
-                "why": f"names the same tile as {other!r}, which this loop changes in place and rebinds",
-                "fix": "give each its own tile before the loop",
-            }  # fmt: skip
-            raise UserError(Diag.MISPLACED, self.span, dict(fields))
         return list(parts.values())
+
+    def _one_meaning(
+        self, parts: list[_Web], lost: dict[Key, Undefined], assigned: set[str]
+    ) -> list[_Web]:
+        """One part of a tile's names goes on: the loop changes the tile in place and rebinds that part.
+
+        The others name the tile of the first trip only, so that they mean nothing that a loop could carry.
+        """
+        kept = next((p for p in parts if any(name in assigned for _, name in p.keys)), parts[0])
+        for part in parts:
+            if part is kept:
+                continue
+            for key in part.keys:
+                why = f"names the same tile as {kept.name!r}, which this loop changes in place and rebinds"
+                fields = {"what": f"{key[1]!r}", "why": why, "fix": "give each its own tile before the loop"}
+                lost[key] = Undefined(UserError(Diag.MISPLACED, self.span, dict(fields)))
+        return [kept]
 
     def _joined(self, init: Any, start: Type, after: Type | None, block: Block) -> Type | None:
         """The type of a carried value that enters as ``start`` and leaves a trip as ``after``.
@@ -178,9 +195,11 @@ class LoopJoin:
         return joined
 
     def _finish(
-        self, webs: list[_Web], params: list[Var], block: Block, after: Names
+        self, webs: list[_Web], lost: dict[Key, Undefined], params: list[Var], block: Block, after: Names
     ) -> tuple[Block, tuple[Carried, ...]]:
         self.ctx.restore(self.before)
+        for key, undefined in lost.items():
+            self._bind([key], undefined)
         carried: list[Carried] = []
         unchanged: dict[Var, Expr] = {}
         ends = [self._at(after, w.keys[0]) for w in webs]
@@ -203,7 +222,7 @@ class LoopJoin:
             self._bind(w.keys, result)
             start, end = (_as(x, param.type) for x in (init, value))
             carried.append(Carried(param, start, end, result))
-        self._forget(after, {key for w in webs for key in w.keys})
+        self._forget(after, {*lost, *(key for w in webs for key in w.keys)})
         if unchanged:
             rewriter = Rewriter(env=unchanged)
             block = rewriter.block(block)
@@ -244,10 +263,12 @@ class LoopJoin:
         for i, frame in enumerate(after):
             for name, value in frame.items():
                 before = self.before[i].get(name)
-                fresh = name not in self.before[i] or isinstance(before, Undefined)
+                fresh = name not in self.before[i]
                 if isinstance(value, Poisoned):
                     self.ctx.frames[i].names[name] = value
-                elif fresh and value is not before:
+                elif isinstance(before, Undefined):
+                    self.ctx.frames[i].names[name] = before
+                elif fresh:
                     self.ctx.frames[i].names[name] = Undefined(not_on_every_path(name, "loop", self.span))
                 elif (i, name) not in carried and not fresh and value is not before and value != before:
                     self.ctx.frames[i].names[name] = (

@@ -317,8 +317,30 @@ def test_a_tile_with_two_names_is_not_both_changed_in_place_and_rebound() -> Non
         "with pl.at(level=CORE):\n    a = pl.exp(x)\n    b = a\n    for _ in pl.range(3):\n"
         "        a[0:8, :] = x[0:8, :]\n        a = pl.add(a, 1.0)\n    out[:, :] = b"
     )
-    assert (error.code, marked(error)) == ("misplaced", "for _ in pl.range(3):")
-    assert "'a' names the same tile as 'b', which this loop changes in place and rebinds" in error.message
+    assert (error.code, marked(error)) == ("misplaced", "b")
+    assert "'b' names the same tile as 'a', which this loop changes in place and rebinds" in error.message
+
+
+@pl.jit
+def second_name_unread(x: pl.Tensor[[16, 64], pl.FP32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    with pl.at(level=CORE):
+        a = pl.exp(x)
+        b = a
+        for _ in pl.range(3):
+            a[0:8, :] = x[0:8, :]
+            a = pl.add(a, 1.0)
+        b = pl.neg(a)
+        out[:, :] = b
+
+
+def test_a_second_name_that_nothing_reads_is_no_obstacle() -> None:
+    x, out = torch.randn(16, 64), torch.empty(16, 64)
+    second_name_unread(x, out)
+    expected = x.exp()
+    for _ in range(3):
+        expected[0:8] = x[0:8]
+        expected = expected + 1.0
+    torch.testing.assert_close(out, -expected)
 
 
 def test_a_value_handed_to_another_name_is_read() -> None:

@@ -91,7 +91,7 @@ def test_bounds_of_the_unknown() -> None:
     assert bounds(binary("min", free, index(8)), {}) == (None, 8)
     assert bounds(binary("max", binary("-", N, index(4)), index(0)), {}) == (0, None)
     assert bounds(binary("//", binary("+", N, index(127)), index(128)), {}) == (1, None)
-    assert bounds(binary("//", index(100), binary("+", N, index(1))), {}) == (0, 100)
+    assert bounds(binary("//", index(100), binary("+", N, index(1))), {}) == (0, 50)
 
 
 def test_narrowing_keeps_the_value_only_where_it_fits() -> None:
