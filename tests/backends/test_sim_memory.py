@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pypto_models.language as pl
+from backends.sim import simulate
 from backends.sim.memory import Buffer, create, poison, show_box
 from pypto_models.errors import UserError
+from pypto_models.language import lower
 
 SHAPE = (5, 7)
 _ROWS = st.tuples(st.integers(0, 4), st.integers(1, 5)).map(lambda p: (p[0], min(p[1], SHAPE[0] - p[0])))
@@ -106,3 +109,25 @@ def test_scratch_extents_and_initial_value() -> None:
 
 def test_boxes_read_as_slices() -> None:
     assert show_box((3, 0), (1, 256)) == "[3, 0:256]"
+
+
+PAGES = pl.dynamic("PAGES")
+
+
+@pl.jit
+def last_page(cache: pl.InOut[pl.Tensor[[PAGES, 256], pl.BF16]], out: pl.Out[pl.Tensor[[1, 256], pl.BF16]]):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        row = pl.tensor.dim(cache, 0) - 1
+        pl.assemble(cache, pl.full([1, 256], pl.BF16, 2.0), [row, 0])
+    with pl.at(level=pl.Level.CORE_GROUP):
+        pl.assemble(out, pl.slice(cache, [1, 256], [pl.tensor.dim(cache, 0) - 1, 0]), [0, 0])
+
+
+def test_offsets_beyond_32_bits() -> None:
+    """A cache of more than 2^32 bytes and 2^31 elements, of which one row is ever touched."""
+    rows = 2**23 + 1
+    cache, out = torch.empty(rows, 256, dtype=torch.bfloat16), torch.empty(1, 256, dtype=torch.bfloat16)
+    assert (rows - 1) * 256 * 2 >= 2**32 and cache.numel() > 2**31
+    simulate(lower(last_page), {"cache": cache, "out": out})
+    assert torch.equal(out, torch.full((1, 256), 2.0, dtype=torch.bfloat16))
+    assert float(cache[-1, -1]) == 2.0

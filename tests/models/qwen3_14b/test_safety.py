@@ -77,3 +77,13 @@ def test_the_same_in_fp32() -> None:
         program(*(tensors[p.name] for p in program.params))
         results.append(tensors["logits"])
     assert torch.equal(*results)
+
+
+def test_a_second_row_of_a_sequence_is_refused_and_not_dropped() -> None:
+    """The layer takes one row per sequence so far; more are an error that names the tensor."""
+    tensors = make_inputs(TINY, 4, 40, seed=0, lm_head="full")
+    for name in ("cu_q", "ctx", "block_table"):  # rows 1 and 2 become one sequence
+        tensors[name] = torch.cat([tensors[name][:2], tensors[name][3:]])
+    program = compile(decode_layer_with_head, constants=CONSTANTS)
+    with pytest.raises(UserError, match=r"reads attended\[2, 0\], which was never written"):
+        program(*(tensors[p.name] for p in program.params))
