@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from ..errors import InternalError, Span, UserError, located
 from .expr import Binary, Const, DimVar, Expr, Unary, Var, free_vars
@@ -102,6 +103,12 @@ class _Verifier:
             self.extents(x.operand)
 
     # ------------------------------------------------------------------------------------ types
+    def joins(self, what: str, value: Expr, wanted: Type) -> None:
+        """``value`` becomes a joined value; one whose memory space is still open takes a tile of any."""
+        if isinstance(value, Var) and isinstance(value.type, TileType) and isinstance(wanted, TileType):
+            wanted = wanted if wanted.space is not None else replace(wanted, space=value.type.space)
+        self.agree(what, value, wanted)
+
     def agree(self, what: str, value: Expr, wanted: Type) -> None:
         """``value`` has the type ``wanted``; a literal adapts to any integer type."""
         got = value.type if isinstance(value, Var) else ScalarType(value.dtype)
@@ -177,7 +184,7 @@ class _Verifier:
             self.require(s.step.value > 0, f"the step is {s.step.value}")
         self.require(s.stage > 0, f"the number of stages is {s.stage}")
         for c in s.carried:
-            self.agree(f"the initial value of {c.param.name}", c.init, c.param.type)
+            self.joins(f"the initial value of {c.param.name}", c.init, c.param.type)
             self.agree(f"the result {c.result.name}", c.result, c.param.type)
         before = set(self.scope)
         for v in inner_defs(s):
@@ -185,7 +192,7 @@ class _Verifier:
         self.block(s.body)
         for c in s.carried:
             self.read(c.next)
-            self.agree(f"the next value of {c.param.name}", c.next, c.param.type)
+            self.joins(f"the next value of {c.param.name}", c.next, c.param.type)
         self.scope = before
 
     def branches(self, s: If) -> None:
@@ -198,7 +205,7 @@ class _Verifier:
             self.block(block)
             for m, value in zip(s.merged, values, strict=True):
                 self.read(value)
-                self.agree(f"the {name} value of {m.result.name}", value, m.result.type)
+                self.joins(f"the {name} value of {m.result.name}", value, m.result.type)
             self.scope = set(before)
 
     def in_region(self, s: Region) -> None:

@@ -202,17 +202,19 @@ class LoopJoin:
             self._bind([key], undefined)
         carried: list[Carried] = []
         unchanged: dict[Var, Expr] = {}
+        inits = [self._at(self.before, w.keys[0]) for w in webs]
         ends = [self._at(after, w.keys[0]) for w in webs]
-        reads = self._reads(block, ends) if webs else {}
-        for w, param, value in zip(webs, params, ends, strict=True):
-            init = self._at(self.before, w.keys[0])
+        errors = [self._refusal(*x) for x in zip(webs, params, inits, ends, strict=True)]
+        # What cannot be carried is passed on to nobody, so that a temporary in a nest of loops stays one
+        passed_on = [x for x, e in zip(ends, errors, strict=True) if e is None]
+        reads = self._reads(block, passed_on) if webs else {}
+        for w, param, init, value, error in zip(webs, params, inits, ends, errors, strict=True):
             if value is param:
                 unchanged[param] = init
                 continue
             if isinstance(value, Poisoned):
                 self._bind(w.keys, value)
                 continue
-            error = self._refusal(w.name, param, init, value)
             if error is not None:
                 if param in reads:
                     raise Undefined(error).read_at(reads[param])
@@ -244,18 +246,21 @@ class LoopJoin:
             found.setdefault(v, self.span)
         return found
 
-    def _refusal(self, name: str, param: Var, init: Any, value: Any) -> UserError | None:
+    def _refusal(self, web: _Web, param: Var, init: Any, value: Any) -> UserError | None:
         """Why the name cannot be carried, if it cannot."""
+        if value is param or isinstance(value, Poisoned):
+            return None
         if isinstance(value, Undefined):
             return value.error
         if self.parallel and not isinstance(param.type, ArrayType):
             fields = {
-                "what": f"{name!r}", "why": "would be carried from one iteration of pl.parallel to the next",
+                "what": f"{web.name!r}",
+                "why": "would be carried from one iteration of pl.parallel to the next",
                 "fix": "iterations are independent: use pl.range, or write into a tensor with pl.assemble",
             }  # fmt: skip
             return UserError(Diag.MISPLACED, self.span, dict(fields))
         if join_types(param.type, type_of(value)) != param.type:
-            return self._clash(name, init, value)
+            return self._clash(web.name, init, value)
         return None
 
     def _forget(self, after: Names, carried: set[Key]) -> None:

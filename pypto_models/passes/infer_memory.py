@@ -17,7 +17,7 @@ Raises ``Diag.NO_PATH`` if the target has no data path for a move.  A region tha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ..errors import Diag, InternalError, UserError, user_error
@@ -106,16 +106,47 @@ class _Facts:
         return v
 
     def _webs(self) -> None:
-        """Join webs where the value that one hands on is a variable of another, or a view of one."""
-        for root in list(self.incoming):
-            for v in map(self.base, self.incoming[root]):
-                if v in self.phi:
-                    self.phi[self._find(v)] = self._find(root)
-        self.phi = {v: self._find(v) for v in self.phi}
-        joined: dict[Var, list[Var]] = {}
+        """Join webs where the value that one hands on is a variable of another, or a view of one.
+
+        Where that would give one space to values made in several, only webs that feed each other are joined:
+        an accumulator that a later loop rebinds with vector ops moves before that loop.
+        """
+        feeds = {
+            root: {self._find(v) for v in map(self.base, values) if v in self.phi}
+            for root, values in self.incoming.items()
+        }
+        reached = {root: _reach(root, feeds) for root in feeds}
+        joined: dict[Var, set[Var]] = {root: {root} for root in feeds}
+        for root, others in feeds.items():
+            for other in others:
+                merged = joined[root] | joined[other]
+                joined |= dict.fromkeys(merged, merged)
+        for root, web in joined.items():
+            if len(self._made_in(web)) > 1:
+                joined[root] = {r for r in web if r is root or (root in reached[r] and r in reached[root])}
+        first = {root: min(web, key=lambda v: v.uid) for root, web in joined.items()}
+        self.phi = {v: first[self._find(v)] for v in self.phi}
+        incoming: dict[Var, list[Var]] = {}
         for root, values in self.incoming.items():
-            joined.setdefault(self.phi[root], []).extend(v for v in values if self.base(v) not in self.phi)
-        self.incoming = joined
+            home = self.phi[root]
+            incoming.setdefault(home, []).extend(v for v in values if self.phi.get(self.base(v)) is not home)
+        self.incoming = incoming
+
+    def _made_in(self, web: set[Var]) -> set[Mem]:
+        """Where the values that a web takes in are, as far as that is fixed before any space is chosen."""
+        found: set[Mem] = set()
+        for v in (self.base(v) for root in web for v in self.incoming[root]):
+            if v in self.source and self.origin(v) not in ("create_tile", "load"):
+                found.add(self._result_space(self.source[v]))
+            elif self.origin(v) == "load" and any(name == "acc" for name in self._operand_names(web)):
+                found.add(Mem.Vec)
+        return found | {Mem.Acc for name in self._operand_names(web) if name == "acc"}
+
+    def _operand_names(self, web: set[Var]) -> Iterator[str]:
+        """The operands as which the variables of a web are read, of its own webs only."""
+        for u, root in self.phi.items():
+            if self._find(root) in web:
+                yield from (name for _, name in self.readers.get(u, []))
 
     def base(self, v: Var) -> Var:
         """The tile of which ``v`` only narrows the valid shape."""
@@ -171,9 +202,9 @@ class _Facts:
         if any(name == "acc" for _, name in reads):
             return Mem.Acc
         fixed = {self.home(v) for v in self.incoming[root] if not self.flexible(v)}
-        if fixed:
-            return fixed.pop() if len(fixed) == 1 else Mem.Vec
         loaded = any(self.origin(v) == "load" for v in self.incoming[root])
+        if fixed:
+            return fixed.pop() if len(fixed) == 1 and not (loaded and Mem.Acc in fixed) else Mem.Vec
         return Mem.Mat if loaded and reads and all(_reads_matrix(*r) for r in reads) else Mem.Vec
 
     def _wanted(self, v: Var) -> tuple[Mem, ...]:
@@ -214,6 +245,18 @@ class _Facts:
             stays = not self.flexible(v) and self.home(v) in (Mem.Acc, Mem.Vec)
             return None if stays or self.flexible(v) else Mem.Vec
         return Mem.Vec
+
+
+def _reach(start: Var, edges: Mapping[Var, set[Var]]) -> set[Var]:
+    """Everything that can be reached from ``start`` in one step or more."""
+    found: set[Var] = set()
+    rest = list(edges[start])
+    while rest:
+        v = rest.pop()
+        if v not in found:
+            found.add(v)
+            rest += edges[v]
+    return found
 
 
 def unit_of(let: Let) -> Unit:

@@ -170,7 +170,7 @@ BROKEN: list[tuple[str, Function, str]] = [
     ("carried result", carried(result=SMALL.result), "the result s is pl.Tile[[8, 16], pl.FP32], not"),
     (
         "carried space",
-        carried(init=NARROW.result, extra=(NARROW,)),
+        carried(result=NARROW.result, extra=(NARROW,)),
         "pl.Tile[[16, 16], pl.FP32, pl.Mem.Vec], not",
     ),
     (
@@ -242,6 +242,10 @@ BROKEN: list[tuple[str, Function, str]] = [
 def test_refuses(fn: Function, why: str) -> None:
     with pytest.raises(InternalError, match=re.escape(why)):
         verify(fn)
+
+
+def test_a_joined_tile_without_a_space_takes_one_that_has_it() -> None:
+    verify(carried(init=NARROW.result, extra=(NARROW,)))
 
 
 def test_the_error_names_the_place_and_the_statement() -> None:

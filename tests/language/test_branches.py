@@ -201,3 +201,24 @@ def test_a_condition_is_a_scalar() -> None:
     assert (error.code, marked(error)) == ("bad-argument", "x")
     error = fails("with pl.at(level=CORE):\n    if x < y:\n        pass\n    out[:, :] = x")
     assert (error.code, marked(error)) == ("bad-argument", "x") and "pl.cmp" in error.fix
+
+
+@pl.jit
+def moved(
+    x: pl.Tensor[[16, 64], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[16, 64], pl.FP32]]
+):  # fmt: skip
+    with pl.at(level=CORE):
+        t = pl.move(pl.slice(x, [16, 64], [0, 0]), target_memory=pl.Mem.Vec)
+        if n > 2:
+            t = pl.neg(t)
+        for _ in pl.range(n):
+            t = pl.add(t, 1.0)
+        out[:, :] = t
+
+
+def test_a_memory_space_that_one_branch_names_does_not_bind_the_other() -> None:
+    x, out = randn(16, 64), torch.empty(16, 64)
+    run(moved, x=x, n=3, out=out)
+    assert torch.equal(out, -x + 1 + 1 + 1)
+    run(moved, x=x, n=1, out=out)
+    assert torch.equal(out, x + 1)

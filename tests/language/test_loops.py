@@ -463,3 +463,28 @@ def test_mistakes(body: str, code: str, place: str, message: str, fix: str) -> N
     error = fails(body)
     assert (error.code, marked(error)) == (code, place)
     assert message in error.message and fix in error.fix
+
+
+@pl.jit
+def nested_temporaries(
+    x: pl.Tensor[[64, 32], pl.FP32],
+    first: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+    out: pl.Out[pl.Tensor[[64, 32], pl.FP32]],
+):
+    with pl.at(level=CORE):
+        t = pl.slice(x, [16, 32], [0, 0])
+        first[:, :] = t
+    for i in pl.parallel(2):
+        for j in pl.range(2):
+            with pl.at(level=CORE):
+                t = pl.neg(pl.slice(x, [16, 32], [i * 32 + j * 16, 0]))
+                pl.assemble(out, t, [i * 32 + j * 16, 0])
+
+
+def test_a_temporary_in_a_nest_of_loops_is_not_carried() -> None:
+    fn = lowered(nested_temporaries)
+    assert [f.carried for f in loops(fn)] == [(), ()]
+    x, first, out = randn(64, 32), torch.empty(16, 32), torch.empty(64, 32)
+    run(nested_temporaries, x=x, first=first, out=out)
+    assert torch.equal(first, x[:16])
+    assert torch.equal(out, -x)

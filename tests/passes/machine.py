@@ -118,7 +118,7 @@ class Machine:
             return
         out = s.results[0]
         assert isinstance(s.op, OpDef)
-        if s.op.alias is not None:
+        if s.op.alias is not None or self.stays(s, out):
             self.value[out] = tags[0]
             self.read(out, s.op.name)
             return
@@ -130,6 +130,13 @@ class Machine:
             if isinstance(a, Var) and not self.crosses(a) and not self.crosses(out):
                 self.check_overlap(s, name, a, out)
         self.write(out, self.fresh())
+
+    def stays(self, s: Let, out: Var) -> bool:
+        """True for a move within one space onto the bytes of its operand: it does nothing."""
+        x = s.args[0]
+        if s.op.name != "move" or not isinstance(x, Var) or self.crosses(x) or self.crosses(out):
+            return False
+        return self.place(x) == self.place(out)
 
     def check_overlap(self, s: Let, name: str, a: Var, out: Var) -> None:
         assert isinstance(s.op, OpDef)

@@ -287,6 +287,47 @@ def test_an_explicit_move_needs_a_path() -> None:
         inferred(into_acc)
 
 
+@pl.jit
+def rebound(
+    x: pl.Tensor[[16, 32], pl.BF16],
+    w: pl.Tensor[[32, 32], pl.BF16],
+    out: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        acc = pl.create_tensor([16, 32], dtype=pl.FP32)
+        for k in pl.range(2):
+            acc = pl.matmul_acc(acc, x[:, k * 16 : k * 16 + 16], w[k * 16 : k * 16 + 16, :], init_cond=k == 0)
+        for _ in pl.range(3):
+            acc = pl.mul(acc, 0.5)
+        out[:, :] = acc
+
+
+def test_an_accumulator_that_a_later_loop_rebinds_moves_before_that_loop() -> None:
+    fn = inferred(rebound)
+    assert spaces(fn)["acc"] == "Acc Vec"
+    assert ops(fn)[-5:] == ["matmul_acc", "acc: Acc > Vec", "For", "mul", "store"]
+
+
+@pl.jit
+def product_or_load(
+    x: pl.Tensor[[16, 32], pl.FP32],
+    w: pl.Tensor[[32, 32], pl.FP32],
+    n: pl.Scalar[pl.INT32],
+    out: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        t = pl.matmul(x, w)
+        if n > 2:
+            t = x[:, :]
+        out[:, :] = pl.abs(t)
+
+
+def test_a_product_merged_with_a_load_is_in_vec() -> None:
+    fn = inferred(product_or_load)
+    assert moves(fn) == ["t: Acc > Vec"]
+    assert spaces(fn)["t"] == "Acc Vec"
+
+
 # --------------------------------------------------------------------------------------------- properties
 @pytest.mark.parametrize("kernel", LAYER, ids=lambda k: k.__name__)
 @pytest.mark.parametrize("target", ["a2a3", "a5", "h200"])

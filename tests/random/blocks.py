@@ -1,7 +1,7 @@
 """The torch side of a random program: one tensor holds a tile for every block at once.
 
-``data[b]`` is the tile of block ``b``, and a loop inside of a block is more blocks, so that a grid of tiles is
-plain torch on a few large tensors.  What is outside of the valid rectangle is NaN (or whatever was there, for
+``data[b]`` is the tile of block ``b``, and a loop inside of a block is more blocks: a grid of tiles is plain
+torch on a few large tensors.  What is outside of the valid rectangle is NaN (or whatever was there, for
 integers): reductions and stores look at the mask, so a mistake of the generator shows as NaN.
 """
 
@@ -49,15 +49,6 @@ class Blocks:
         """Every block ``n`` times: the tile as a loop of ``n`` trips sees it."""
         valid = tuple(None if v is None else v.repeat_interleave(n, 0) for v in self.valid)
         return Blocks(self.data.repeat_interleave(n, 0), valid)
-
-    def trips(self, n: int) -> Tensor:
-        """[blocks, trips, *tile]: the inverse of :meth:`repeated`."""
-        return self.data.reshape(-1, n, *self.shape)
-
-    def last(self, n: int, data: Tensor | None = None) -> Blocks:
-        """One block for ``n`` trips: ``data`` (default: that of the last trip) with the last trip's extents."""
-        valid = tuple(None if v is None else v.reshape(-1, n)[:, -1] for v in self.valid)
-        return Blocks(self.trips(n)[:, -1] if data is None else data, valid)
 
 
 def _along(axis: int, rank: int) -> list[int]:

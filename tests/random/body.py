@@ -52,6 +52,7 @@ class Body:
     place: Place
     split: int | None = None  # the axis that two lanes share
     cube: bool = True  # matrix products are welcome
+    clamps: bool = True  # and so is clamp=True
     flat: Scalar | None = None  # number of the block, over all axes
     tiles: list[Tile] = field(default_factory=list)
     outer: frozenset[Tile] = frozenset()  # tiles of the code around
@@ -73,8 +74,8 @@ class Body:
         return gone.name
 
     def tile(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, facts: Facts, valid: Sequence[Scalar | None],
-        fn: Callable[[Env], Blocks], home: bool = False,
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, facts: Facts,
+        valid: Sequence[Scalar | None], fn: Callable[[Env], Blocks], home: bool = False,
     ) -> Tile:  # fmt: skip
         """A tile in scope; its line must be written already."""
         t = Tile(name, tuple(shape), dtype, self.context, facts.rounded(dtype), tuple(valid), home)
@@ -141,7 +142,7 @@ class Body:
 
     # ------------------------------------------------------------------------------------ memory
     def source(self, kind: str, n: int, dtypes: Sequence[torch.dtype]) -> Memory:
-        """A tensor [rows, n] (``rows``), [1, n] (``row``), [k, n] (``k x n``): a known one, or a new parameter."""
+        """A tensor [rows, n] (``rows``), [1, n] (``row``) or [k, n] (``k``): a known or a new one."""
         w, rows = self.w, self.layout.rows
         leading = {"rows": rows, "row": w.const(1)}.get(kind) or w.const(int(kind))
         known = [
@@ -150,7 +151,7 @@ class Body:
             and m.extents == (leading.constant, n) and m.stage < w.stage
         ]  # fmt: skip
         made = [m for m in known if m.stage >= 0]
-        if made and w.chance(70):
+        if made and w.chance(85):
             known = made
         if known and (not w.chance(25) or len(w.parameters) > 9):
             m = w.pick(known)
@@ -163,8 +164,6 @@ class Body:
                 rows=kind == "rows",
                 smooth=w.chance(25),
             )
-        if m.stage >= 0:
-            w.features.add("dependent")
         m.read = True
         return m
 
@@ -179,10 +178,13 @@ class Body:
         sizes, starts = list(shape), ", ".join(o.text for o in offsets)
         extra = pad = ""
         if any(v is not None for v in valid):
-            w.features.add("tail")
             live = ", ".join(v.text if v else str(s) for v, s in zip(valid, shape, strict=True))
             # clamp=True makes an extent at a run-time offset unknown to the compiler, even where all is valid
-            clamps = bool(room) and all(v or o.constant is not None for v, o in zip(valid, offsets, strict=True))
+            clamps = (
+                self.clamps
+                and bool(room)
+                and all(v or o.constant is not None for v, o in zip(valid, offsets, strict=True))
+            )
             extra = ", clamp=True" if clamps and w.chance(30) else f", valid_shape=[{live}]"
             if w.chance(25) and not plain:
                 pad = w.pick(("zero", "min", "max") if not m.dtype.is_floating_point else ("zero",))
@@ -241,6 +243,13 @@ class Body:
             facts,
         )
 
+    def doubled(self, t: Tile) -> Tile:
+        """``t + t``, exactly."""
+        double = Facts(2 * t.facts.bound, 2 * t.facts.tol, t.facts.grain)
+        return self.emit(
+            f"pl.mul({t.name}, {'2.0' if t.is_float else '2'})", t, lambda env: self.data(env, t) * 2, double
+        )
+
     def store(self, m: Memory, t: Tile, offsets: Sequence[Scalar], add: bool = False) -> None:
         """Write the valid part of a tile into a tensor."""
         w = self.w
@@ -273,7 +282,12 @@ class Body:
     # ------------------------------------------------------------------------------------ nesting
     def nested(self, **changes: Any) -> Body:
         """The body of a loop or of a branch: what it binds anew is its own until the two are merged."""
-        known = {"tiles": list(self.tiles), "outer": frozenset(self.tiles), "pinned": set(), "depth": self.depth + 1}
+        known = {
+            "tiles": list(self.tiles),
+            "outer": frozenset(self.tiles),
+            "pinned": set(),
+            "depth": self.depth + 1,
+        }
         return replace(self, **{**known, **changes})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -12,10 +13,12 @@ import pypto_models.language as pl
 from backends.sim.machine import Machine
 from pypto_models.errors import Diag, PyptoError, UserError
 from pypto_models.ir.equal import difference
-from pypto_models.ir.nodes import Function, Let, Region, Unit
+from pypto_models.ir.expr import DimVar
+from pypto_models.ir.graph import TaskGraph
+from pypto_models.ir.nodes import For, Function, If, Let, Region, Unit
 from pypto_models.ir.printer import format_function
 from pypto_models.ir.rewrite import rewrite_regions, walk
-from pypto_models.ir.types import SplitMode
+from pypto_models.ir.types import SplitMode, TensorType, TileType
 from pypto_models.ir.verify import verify
 from pypto_models.passes import PIPELINE
 from pypto_models.passes import split as split_pass
@@ -23,8 +26,12 @@ from pypto_models.passes.plan_memory import plan
 from pypto_models.passes.task_graph import build
 from pypto_models.schedule.domain import region_domains
 from pypto_models.target import Target, load_target
+from tests.passes.machine import Clobbered, check_plan
 
 from .writer import Env, Program
+
+# Scratchpad target, and what takes the program if its tiles are not aligned there
+TARGETS = (("a2a3", "h200"), ("a2a3", "h200"), ("a5", "gb10"))
 
 
 class Mismatch(AssertionError):
@@ -67,76 +74,85 @@ class Counts:
 
 def check(program: Program, counts: Counts) -> None:
     """Raise :class:`Mismatch` if any way to run the program differs from its direct evaluation."""
+    checks = _Check(program, counts)
     try:
-        _Check(program, counts).run()
-    except PyptoError as error:
-        raise Mismatch(program, "error", str(error)) from error
+        checks.run()
+    except (PyptoError, Clobbered) as error:
+        raise Mismatch(program, checks.where, str(error)) from error
 
 
 class _Check:
     def __init__(self, program: Program, counts: Counts) -> None:
         self.program = program
         self.counts = counts
+        self.where = ""  # what is being checked
         self.runs = [program.arguments(i) for i in range(len(program.extents))]
         self.expected = [program.expected(i, a) for i, a in enumerate(self.runs)]
 
     def run(self) -> None:
         text = self.program.source
+        self.where = "front end"
         fn = pl.parse(text, "kernel")
         verify(fn)
-        self.simulate(fn, "front end", every_run=True)
-        self.reparsed(fn, "the printed front end")
+        self.simulate(fn, range(len(self.runs)))
+        self.reparse(fn, "the printed front end")
         target, stages = self.lowered(fn)
         before = fn
         for name, after in stages.items():
+            self.where = f"after {name}"
             verify(after)
             if after is not before:
-                self.simulate(after, f"after {name}")
+                self.simulate(after)
             before = after
-        placed = stages["infer_memory"]
-        self.reparsed(before, "the printed final function")
+        self.reparse(before, "the printed final function")
+        self.where = "task graph"
         graph = build(before, target)
         region_domains(graph)
         if graph.hazards:
-            raise Mismatch(self.program, "task graph", "\n".join(h.describe() for h in graph.hazards))
-        machine = Machine(before, graph, "random", seed=len(text))
-        self.compare(machine, "in random order", 0)
+            raise self.mismatch("\n".join(h.describe() for h in graph.hazards))
+        self.where = "in random order"
+        self.compare(Machine(before, graph, "random", seed=len(text)), 0)
         for mode in SplitMode:
-            self.split(placed, mode, target)
-        self.count(fn, before, graph, target)
+            self.split(stages["infer_memory"], mode, target)
+        self.counts.add(_contents(fn, before, graph, target))
+
+    def mismatch(self, what: str) -> Mismatch:
+        return Mismatch(self.program, self.where, what)
 
     def lowered(self, fn: Function) -> tuple[Target, dict[str, Function]]:
-        """The function after every pass for a2a3 or, if a tile is not aligned there, for h200."""
+        """The function after every pass, for a scratchpad target or, where tiles are not aligned, a GPU."""
+        first, second = TARGETS[len(self.program.source) % len(TARGETS)]
         try:
-            return self.passes(fn, load_target("a2a3"))
+            return self.passes(fn, load_target(first))
         except UserError as error:
             if error.diag is not Diag.ALIGNMENT:
                 raise
-            return self.passes(fn, load_target("h200"))
+            return self.passes(fn, load_target(second))
 
-    @staticmethod
-    def passes(fn: Function, target: Target) -> tuple[Target, dict[str, Function]]:
+    def passes(self, fn: Function, target: Target) -> tuple[Target, dict[str, Function]]:
         stages = {}
         for p in PIPELINE:
+            self.where = p.name
             fn = stages[p.name] = p.run(fn, target)
-        plan(fn, target)
+        self.where = f"the memory plan for {target.name}"
+        memory = plan(fn, target)
+        for region, planned in zip(_regions(fn), memory.regions, strict=memory.checked):
+            check_plan(region, planned, runs=1)
         return target, stages
 
-    def reparsed(self, fn: Function, what: str) -> None:
+    def reparse(self, fn: Function, what: str) -> None:
+        self.where = what
         text = format_function(fn)
-        try:
-            again = pl.parse(text)
-        except PyptoError as error:
-            raise Mismatch(self.program, what, f"does not parse: {error}\n{text}") from error
-        if (found := difference(fn, again)) is not None:
-            raise Mismatch(self.program, what, f"parses to another program: {found}\n{text}")
+        if (found := difference(fn, pl.parse(text))) is not None:
+            raise self.mismatch(f"parses to another program: {found}\n{text}")
 
-    def simulate(self, fn: Function, where: str, every_run: bool = False) -> None:
+    def simulate(self, fn: Function, runs: Iterable[int] = (0,)) -> None:
         machine = Machine(fn)
-        for i in range(len(self.runs) if every_run else 1):
-            self.compare(machine, where, i)
+        for i in runs:
+            self.compare(machine, i)
 
-    def compare(self, machine: Machine, where: str, i: int) -> None:
+    def compare(self, machine: Machine, i: int) -> None:
+        """One run of the program against its direct evaluation."""
         self.counts.simulations += 1
         given = {n: a.clone() if isinstance(a, Tensor) else a for n, a in self.runs[i].items()}
         machine.run(given)
@@ -144,7 +160,7 @@ class _Check:
             if p.out is not None:
                 found = difference_of(given[p.name], self.expected[i], p.name, p.out.facts.tol)
                 if found:
-                    raise Mismatch(self.program, where, f"{p.name} of run {i}: {found}")
+                    raise self.mismatch(f"{p.name} of run {i}: {found}")
 
     def split(self, placed: Function, mode: SplitMode, target: Target) -> None:
         """The same with another split, wherever it is legal."""
@@ -159,25 +175,44 @@ class _Check:
         body = rewrite_regions(placed.body, changed)
         if body is placed.body:
             return
+        self.where = f"with SplitMode.{mode.name}"
         fn = split_pass.run(replace(placed, body=body), target)
         verify(fn)
-        self.simulate(fn, f"with SplitMode.{mode.name}")
+        self.simulate(fn)
 
-    def count(self, fn: Function, final: Function, graph: object, target: Target) -> None:
-        c = self.counts
-        c.programs += 1
-        regions = [s for s in walk(final.body) if isinstance(s, Region)]
-        c.regions += len(regions)
-        ops = {s.op.name for s in walk(fn.body) if isinstance(s, Let)}
-        c.ops.update(ops)
-        features = set(self.program.features)
-        mixed = [r for r in regions if r.unit is Unit.MIXED]
-        features -= {"mixed", "split"}
-        features |= {"mixed"} if mixed else set()
-        features |= {"split"} if any(r.options.split is not SplitMode.NONE for r in mixed) else set()
-        features |= {"tail and run-time extent"} if {"tail", "run-time extent"} <= features else set()
-        features.add(target.name)
-        c.features.update(features)
+
+def _regions(fn: Function) -> list[Region]:
+    return [s for s in walk(fn.body) if isinstance(s, Region)]
+
+
+def _contents(fn: Function, final: Function, graph: TaskGraph, target: Target) -> Counts:
+    """What one program contains, read off its IR."""
+    regions = _regions(final)
+    mixed = [r for r in regions if r.unit is Unit.MIXED]
+    inside = [s for r in regions for s in walk(r.body)]
+    loops = [s for s in inside if isinstance(s, For)]
+    lets = [s for s in inside if isinstance(s, Let)]
+    tiles = [v.type for s in lets for v in s.results if isinstance(v.type, TileType)]
+    extents = [d for p in fn.params if isinstance(p.var.type, TensorType) for d in p.var.type.shape]
+    tail = any(not t.is_full for t in tiles)
+    dynamic = any(isinstance(d, DimVar) for d in extents)
+    found = {
+        "K loop": any(isinstance(s, Let) and s.op.name == "matmul_acc" for x in loops for s in walk(x.body)),
+        "mixed": bool(mixed),
+        "split": any(r.options.split is not SplitMode.NONE for r in mixed),
+        "dependent regions": bool(graph.dependencies),
+        "tail": tail,
+        "run-time extent": dynamic,
+        "tail and run-time extent": tail and dynamic,
+        "carried tile": any(isinstance(c.param.type, TileType) for x in loops for c in x.carried),
+        "merged tile": any(
+            isinstance(m.result.type, TileType) for s in inside if isinstance(s, If) for m in s.merged
+        ),
+        f"for {target.name}": True,
+    }
+    ops = {s.op.name for s in walk(fn.body) if isinstance(s, Let)}
+    features = Counter(name for name, has in found.items() if has)
+    return Counts(1, features, Counter(ops), len(regions))
 
 
 def difference_of(found: Tensor, expected: Env, name: str, tol: float) -> str | None:
@@ -191,6 +226,6 @@ def difference_of(found: Tensor, expected: Env, name: str, tol: float) -> str | 
     bad = written & ((gap > tol) | (x.isnan() != y.isnan())) & ~(x == y)
     if not bool(bad.any()):
         return None
-    at = bad.nonzero()[0].tolist()
-    place = tuple(at)
-    return f"{int(bad.sum())} of {bad.numel()} elements; [{', '.join(map(str, at))}] is {x[place]:g}, expected {y[place]:g} (tolerance {tol:g})"
+    at = tuple(bad.nonzero()[0].tolist())
+    shown = f"{list(at)} is {x[at]:g}, expected {y[at]:g} (tolerance {tol:g})"
+    return f"{int(bad.sum())} of {bad.numel()} elements; {shown}"

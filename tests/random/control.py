@@ -10,7 +10,7 @@ from torch import Tensor
 from .blocks import Blocks
 from .body import Body
 from .facts import Facts
-from .steps import make_full
+from .shapes import make_full
 from .writer import F32, Context, Env, Scalar
 
 
@@ -45,8 +45,6 @@ def carried(b: Body) -> bool:
     live = f", valid_shape=[{p.vr.text}, {width}]" if p.vr else ""
     with w.indented():
         w.line(f"{part} = pl.slice({m.name}, [{p.tm}, {width}], [{p.r0.text}, {offset}]{live})")
-        if live:
-            w.features.add("tail")
         if kind == "swap":
             w.line(f"{name}, {other} = {other}, pl.add({part}, {name})" if w.chance(50) else f"old = {name}")
             if w.lines[-1].strip().startswith("old"):
@@ -85,7 +83,7 @@ def carried(b: Body) -> bool:
     facts = m.facts.summed(trips).plus(Facts(1.0, 0.0, 0))
     grain = None if facts.grain is None else facts.grain + trips
     facts = Facts(facts.bound, facts.tol or (0.0 if facts.grain is not None else 1e-5), grain)
-    # What enters the loop is whole and what a trip gives is not, unless there is no tail: then join is unknown
+    # What enters the loop is whole and what a trip gives has a tail, so that the extents are unknown
     if p.vr is not None:
         filled = w.fresh("a")
         w.line(f"{filled} = pl.set_validshape({name}, {p.vr.text}, {width})")
@@ -117,11 +115,14 @@ def each_column(b: Body) -> bool:
             data = b.data(env, t).reshape(-1, t.shape[0], trips, width).permute(0, 2, 1, 3)
             return Blocks(data.reshape(-1, t.shape[0], width), (None, None))
 
+        def numbered(env: Env) -> Tensor:
+            x = inner.data(env, piece)
+            return ((x.float() if t.is_float else x) + index.at(env, context).reshape(-1, 1, 1)).to(t.dtype)
+
         piece = inner.tile(part, (t.shape[0], width), t.dtype, t.facts, (None, None), cut)
         result = inner.emit(
             f"pl.add({part}, pl.cast({i}, pl.FP32))" if t.is_float else f"pl.add({part}, {i})", piece,
-            lambda env: (inner.data(env, piece).to(F32 if t.is_float else t.dtype) + index.at(env, context).reshape(-1, 1, 1)).to(t.dtype),
-            piece.facts.plus(Facts(float(trips), 0.0, 0)),
+            numbered, piece.facts.plus(Facts(float(trips), 0.0, 0)),
         )  # fmt: skip
         w.line(f"pl.assemble({target.name}, {result.name}, [0, {i} * {width}])")
 
@@ -157,21 +158,11 @@ def condition(b: Body) -> tuple[str, Callable[[Env], Tensor]]:
         options.append(
             (f"{count.text} > 20", lambda env: (of(count)(env) > 20).expand(b.context.blocks(env)))
         )
-    number = scalar_parameter(b)
+    number = b.w.number()
     options.append(
         (f"{number} >= 3", lambda env: torch.tensor([env.numbers[number] >= 3]).expand(b.context.blocks(env)))
     )
     return w.pick(options)
-
-
-def scalar_parameter(b: Body) -> str:
-    """The kernel's integer argument; declared at its first use."""
-    from .writer import Parameter
-
-    if "n" not in b.w.parameters:
-        make = lambda extents, generator: int(torch.randint(0, 7, (), generator=generator))  # noqa: E731
-        b.w.parameters["n"] = Parameter("n", "pl.Scalar[pl.INT32]", make)
-    return "n"
 
 
 def branch(b: Body) -> bool:
@@ -224,7 +215,11 @@ def branch(b: Body) -> bool:
 def indices(b: Body) -> list[Scalar]:
     """Integers that the region knows."""
     p = b.place
-    found = [s for s in (*b.numbers, p.r0, b.flat, p.c0, p.vr, b.layout.rows) if s is not None and s.constant is None]
+    found = [
+        s
+        for s in (*b.numbers, p.r0, b.flat, p.c0, p.vr, b.layout.rows)
+        if s is not None and s.constant is None
+    ]
     return [*found, b.w.const(b.w.pick((3, 1, 7)))]
 
 
@@ -258,7 +253,7 @@ def _both(b: Body, text: str, fn: Callable[[Tensor, Tensor], Tensor], x: Scalar,
 
 
 def index_number(b: Body) -> bool:
-    """A tile and a number that index arithmetic gives: floor division and remainders of negative numbers too."""
+    """A tile and a number from index arithmetic: floor division and remainders of negative numbers too."""
     w = b.w
     t = b.some(lambda t: t.facts.bound <= 64)
     if t is None:
@@ -287,7 +282,7 @@ def powers(b: Body) -> bool:
     t = b.some(lambda t: t.is_float and t.facts.exact and t.facts.bound <= 64)
     if t is None:
         return False
-    n = scalar_parameter(b)
+    n = w.number()
     name, i = w.fresh("a"), w.fresh("i")
     w.line(f"{name} = pl.mul({t.name}, 1.0)")
     w.line(f"for {i} in pl.range({n}):")

@@ -18,7 +18,8 @@ from .writer import Program
 
 # Parts of the programs that must have a feature
 PROPORTIONS = {
-    "k_loop": 1 / 2, "dependent": 1 / 2, "mixed": 1 / 4, "split": 1 / 4, "tail and run-time extent": 1 / 3,
+    "K loop": 1 / 2, "dependent regions": 1 / 2, "mixed": 1 / 4, "split": 1 / 4,
+    "tail and run-time extent": 1 / 3,
 }  # fmt: skip
 BYTES = 1 << 14  # of randomness for one program: more than any takes
 AT_LEAST = 20  # programs with each op, in the large run

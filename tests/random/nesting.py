@@ -1,19 +1,19 @@
-"""Loops and branches with random bodies: names that a trip carries to the next, names that one branch rebinds.
+"""Loops and branches with random bodies: names that a trip carries to the next, or that one branch rebinds.
 
-On the torch side a loop runs its steps once for every trip, and an ``if`` runs both branches in all blocks and
-takes each block's own.
+On the torch side a loop runs its steps once for every trip, and an ``if`` runs both branches in all blocks
+and takes each block's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from .blocks import Blocks
 from .body import Body
-from .control import condition, scalar_parameter
+from .control import condition
 from .facts import Facts
 from .writer import Env, Scalar, Tile
 
@@ -32,7 +32,9 @@ def recorded(b: Body, write: Callable[[], None]) -> Recorded:
 
 def alike(a: Tile, b: Tile) -> bool:
     """One type: extents, element type and valid rectangle."""
-    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(x is y for x, y in zip(a.valid, b.valid, strict=True))
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and all(
+        x is y for x, y in zip(a.valid, b.valid, strict=True)
+    )
 
 
 def bound_to(body: Body, name: str) -> Tile | None:
@@ -50,7 +52,7 @@ def loop(b: Body, steps: Steps) -> bool:
         return False
     static = w.chance(70)
     count = w.pick((2, 3, 1)) if static else 0
-    number = "" if static else scalar_parameter(b)
+    number = "" if static else w.number()
     i = w.fresh("i")
     forms = [f"pl.range({count or number})", f"pl.pipeline({count or number}, stage=2)"]
     w.line(f"for {i} in {w.pick((*forms, f'pl.unroll({count})') if static else forms)}:")
@@ -86,7 +88,6 @@ def loop(b: Body, steps: Steps) -> bool:
     for t, p in zip(carried, params, strict=True):
         b.tiles.remove(t)
         b.tile(t.name, t.shape, t.dtype, p.facts, t.valid, lambda env, p=p: env.tiles[p])  # type: ignore[misc]
-    w.features.add("carried")
     return True
 
 
@@ -101,7 +102,7 @@ def _parameter(b: Body, t: Tile) -> Tile:
     """The carried tile as a trip sees it: of any value that :func:`_next` can give."""
     low = max(t.facts.bound, 8.0) if t.is_float else 2.0**31
     facts = Facts(low, 0.0, None if t.is_float else 0)
-    return replace(t, facts=facts.rounded(t.dtype), context=b.context, frozen=False, used=False, home=False)
+    return replace(t, facts=facts.rounded(t.dtype), context=b.context, used=False, home=False)
 
 
 def _next(inner: Body, p: Tile) -> Tile:
@@ -154,13 +155,19 @@ def either(b: Body, steps: Steps) -> bool:
             end = body.some(lambda t: partner is None or alike(t, partner))
             if both and end is not None:
                 w.line(f"{shared} = {end.name}")
+                end.frozen = True  # two names for one tile
                 ends.append(end)
 
     ran = [recorded(b, lambda: branch(then, None)), []]
     if both:
         w.line("else:")
         ran[1] = recorded(b, lambda: branch(orelse, ends[0] if ends else None))
-    w.do(lambda env: [step(env) for steps_of in ran for step in steps_of] and None)
+
+    def run(env: Env) -> None:
+        for step in (*ran[0], *ran[1]):
+            step(env)
+
+    w.do(run)
     for t in list(b.tiles):
         x, y = bound_to(then, t.name), bound_to(orelse, t.name)
         if x is t and y is t:
@@ -169,7 +176,7 @@ def either(b: Body, steps: Steps) -> bool:
         if x is not None and y is not None and alike(x, y):
             _merge(b, t.name, x, y, truth)
     if len(ends) == 2:
-        _merge(b, shared, *ends, truth).frozen = True
+        _merge(b, shared, ends[0], ends[1], truth).frozen = True
     return True
 
 
@@ -179,8 +186,4 @@ def _merge(b: Body, name: str, x: Tile, y: Tile, truth: Callable[[Env], torch.Te
         taken = truth(env).reshape(-1, *[1] * len(x.shape))
         return Blocks(torch.where(taken, a.data, c.data), a.valid)
 
-    b.w.features.add("merged")
     return b.tile(name, x.shape, x.dtype, x.facts.join(y.facts), x.valid, fn)
-
-
-__all__: Sequence[str] = ("either", "loop")

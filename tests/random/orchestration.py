@@ -1,236 +1,234 @@
-"""Stages about what is around regions: tiles that loops and branches of the orchestration carry, regions under
-run-time conditions, grids and loops whose extents are data."""
+"""Stages about what is around regions: tiles that loops and branches of the orchestration carry, regions
+under run-time conditions, grids and loops whose extents are data, task ids."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
-from .blocks import cast
-from .body import Body, Layout, Place
-from .control import scalar_parameter
+import torch
+from torch import Tensor
+
+from .body import Layout
 from .facts import Facts
-from .writer import BF16, F32, I32, NAMES, Env, Memory, Writer
+from .writer import BF16, F32, I32, NAMES, Env, Make, Memory, Writer
 
 AT = "with pl.at(level=pl.Level.CORE_GROUP):"
 
 
-def finished(w: Writer, m: Memory, facts: Facts, readable: bool = True) -> None:
-    """A stage has written all of ``m``."""
-    m.facts, m.stage, m.readable = facts, w.stage, readable
-    if m.kind == "scratch":
-        w.do(lambda env: env.written[m.name].fill_(True) if m.name in env.written else None)
-
-
-def number_of(w: Writer, layout: Layout) -> str:
-    zero = w.const(0)
-    return scalar_parameter(Body(w, layout, w.root, Place(16, 16, 16, zero, zero, None, None)))
-
-
+# ------------------------------------------------------------------------------------------ joins
 def carried_stage(w: Writer, layout: Layout) -> None:
     """A tile that regions in a loop, or in a branch, rebind: it goes through global memory."""
     trips, c = w.pick((2, 3)), w.pick((32, 64))
     dtype = w.pick((F32, I32, BF16))
-    source = w.declare([w.const(trips * 16), w.const(c)], dtype, [str(trips * 16), str(c)])
-    out = w.scratch([w.const(16), w.const(c)], dtype, ["16", str(c)])
-    kind = w.pick(("loop", "branch", "both", "scalar"))
-    number = number_of(w, layout) if kind in ("branch", "both") else ""
-    acc, i, part = w.fresh("a"), w.fresh("i"), w.fresh("a")
-    one = "1.0" if dtype.is_floating_point else "1"
+    source, out = w.input(dtype, trips * 16, c), w.output(dtype, 16, c)
+    kind = w.pick(("loop", "branch", "both branches", "loop and branch", "run-time loop"))
     op = w.pick(("add", "maximum"))
-    w.line(AT)
-    w.line(f"    {acc} = pl.full([16, {c}], pl.{NAMES[dtype]}, {one})")
-    if kind == "scalar":
-        count = w.fresh("s")
-        w.line(f"    {count} = pl.min(pl.max(pl.cast(pl.read({source.name}, [0, 3]), pl.INT32), 0), {trips})")
-    if kind in ("loop", "both", "scalar"):
-        w.line(f"for {i} in pl.range({count if kind == 'scalar' else trips}):")
+    acc, i, part, count = w.fresh("a"), w.fresh("i"), w.fresh("a"), w.fresh("s")
+    number = w.number() if "branch" in kind else ""
+    depth = w.depth
+    w.line(
+        f"{AT}\n    {acc} = pl.full([16, {c}], pl.{NAMES[dtype]}, {1.0 if dtype.is_floating_point else 1})"
+    )
+    if kind == "run-time loop":
+        first = f"pl.cast(pl.read({source.name}, [0, 3]), pl.INT32)"
+        w.line(f"    {count} = pl.min(pl.max({first}, 0), {trips})")
+    if "loop" in kind:
+        w.line(f"for {i} in pl.range({count if kind == 'run-time loop' else trips}):")
         w.depth += 1
-        if kind == "both":
+        if number:
             w.line(f"if {i} < {number}:")
             w.depth += 1
-        w.line(AT)
-        w.line(f"    {part} = pl.slice({source.name}, [16, {c}], [{i} * 16, 0])")
+        w.line(f"{AT}\n    {part} = pl.slice({source.name}, [16, {c}], [{i} * 16, 0])")
         w.line(f"    {acc} = pl.{op}({acc}, {part})")
-        w.depth -= 2 if kind == "both" else 1
+        w.depth = depth
     else:
-        w.line(f"if {number} > 2:")
-        w.line(f"    {AT}")
-        w.line(f"        {acc} = pl.{op}({acc}, {source.name}[0:16, :])")
-        if w.chance(50):
-            w.line("else:")
-            w.line(f"    {AT}")
-            w.line(f"        {acc} = pl.{op}({source.name}[0:16, :], {acc})")
-            op += "_always"
-    w.line(AT)
-    w.line(f"    {out.name}[:, :] = pl.abs({acc})")
+        w.line(f"if {number} > 2:\n    {AT}\n        {acc} = pl.{op}({acc}, {source.name}[0:16, :])")
+        if kind == "both branches":
+            w.line(f"else:\n    {AT}\n        {acc} = pl.{op}({source.name}[0:16, :], {acc})")
+    w.line(f"{AT}\n    {out.name}[:, :] = pl.abs({acc})")
 
-    def fn(env: Env) -> None:
+    def fn(env: Env) -> Tensor:
         x = env.memory[source.name].reshape(trips, 16, c)
-        count = {"loop": trips, "branch": 1}.get(kind, 0)
-        if kind == "both":
-            count = min(trips, int(env.numbers[number]))
-        elif kind == "scalar":
-            count = int(cast(env.memory[source.name][0:1, 3], I32, "trunc")[0].clamp(0, trips))
-        elif kind == "branch" and "always" not in op:
-            count = int(env.numbers[number] > 2)
+        n = int(env.numbers[number]) if number else 0
+        count = {
+            "loop": trips, "branch": int(n > 2), "both branches": 1, "loop and branch": min(trips, n),
+            "run-time loop": int(x[0, 0, 3].float().trunc().clamp(0, trips)),
+        }[kind]  # fmt: skip
         acc = torch.ones(16, c, dtype=dtype)
         for k in range(count):  # in the program's order: bf16 sums round
-            acc = acc + x[k] if op.startswith("add") else torch.maximum(acc, x[k])
-        env.memory[out.name] = acc.abs()
+            acc = acc + x[k] if op == "add" else torch.maximum(acc, x[k])
+        return acc.abs()
 
-    w.do(fn)
-    finished(w, out, Facts(32.0, 0.0, 2), readable=False)
-    w.features.add("dependent")
+    w.finished(out, Facts(32.0, 0.0, 2), fn)
 
 
 def either_stage(w: Writer, layout: Layout) -> None:
-    """One of two regions, or of two grids, as a run-time number says; another grid's size is data."""
-    c = 32
-    number = number_of(w, layout)
-    source = w.declare([w.const(64), w.const(c)], F32, ["64", str(c)])
-    sizes = w.declare([w.const(4)], I32, ["4"])
-    out = w.scratch([w.const(64), w.const(c)], F32, ["64", str(c)])
-    i, count, a = w.fresh("i"), w.fresh("s"), w.fresh("a")
+    """A grid or a parallel loop, as a run-time number says; then a grid whose size is data."""
+    c, number = 32, w.number()
+    source, sizes, out = w.input(F32, 64, c), w.input(I32, 4), w.output(F32, 64, c)
+    i, count = w.fresh("i"), w.fresh("s")
+    n = number
+    tests = (f"{n} > 2", f"{n} % 2 == 0", f"{n} > 1 and {n} < 5", f"not ({n} == 3 or {n} == 0)")
+    which = w.choose(len(tests))
+    x, y = (f"{m.name}[{i} * 16 : {i} * 16 + 16, :]" for m in (source, out))
     w.line(f"{count} = pl.min(pl.max(pl.cast(pl.tensor.read({sizes.name}, [1]), pl.INDEX), 0), 4)")
-    compared = w.pick(
-        (
-            f"{number} > 2",
-            f"{number} % 2 == 0",
-            f"{number} > 1 and {number} < 5",
-            f"not ({number} == 3 or {number} == 0)",
-        )
-    )
-    body = f"{out.name}[{i} * 16 : {i} * 16 + 16, :] = "
-    w.line(f"if {compared}:")
-    w.line(f"    for {i} in pl.spmd(4):")
-    w.line(f"        {body}pl.neg({source.name}[{i} * 16 : {i} * 16 + 16, :])")
-    w.line("else:")
-    w.line(f"    for {i} in pl.parallel(4):")
-    w.line(f"        {AT}")
-    w.line(f"            {body}pl.add({source.name}[{i} * 16 : {i} * 16 + 16, :], 1.0)")
-    w.line(f"for {i} in pl.spmd({count}):")
-    w.line(f"    {a} = {out.name}[{i} * 16 : {i} * 16 + 16, :]")
-    w.line(f"    {out.name}[{i} * 16 : {i} * 16 + 16, :] = {a} * 2.0")
+    w.line(f"if {tests[which]}:\n    for {i} in pl.spmd(4):\n        {y} = pl.neg({x})")
+    w.line(f"else:\n    for {i} in pl.parallel(4):\n        {AT}\n            {y} = pl.add({x}, 1.0)")
+    w.line(f"for {i} in pl.spmd({count}):\n    {y} = pl.mul({y}, 2.0)")
 
-    def fn(env: Env) -> None:
-        n, x = int(env.numbers[number]), env.memory[source.name]
-        taken = eval(compared, {number: n})  # the language's conditions are Python's
-        y = -x if taken else x + 1
+    def fn(env: Env) -> Tensor:
+        n, x = env.numbers[number], env.memory[source.name]
+        y = -x if (n > 2, n % 2 == 0, 1 < n < 5, n not in (0, 3))[which] else x + 1
         rows = 16 * int(env.memory[sizes.name][1].clamp(0, 4))
-        env.memory[out.name] = torch.cat([y[:rows] * 2, y[rows:]])
+        return torch.cat([y[:rows] * 2, y[rows:]])
 
-    w.do(fn)
-    finished(w, out, Facts(8.0, 0.0, 2))
-    w.features.add("dependent")
+    w.finished(out, Facts(8.0, 0.0, 2), fn, readable=True)
 
 
+# ------------------------------------------------------------------------------------------ pages
 def paged_stage(w: Writer, layout: Layout) -> None:
-    """Ragged lengths over pages that a table names: a sum and a maximum, or attention with a running softmax."""
-    attention = w.chance(60)
+    """Ragged lengths over pages that a table names: sums and maxima, or attention with a running softmax."""
     batch, pages, page, d = w.pick((2, 3)), 3, 16, 32
-    split = w.pick(("NONE", "UP_DOWN")) if attention else "NONE"
-    dtype = w.pick((F32, BF16))
-    cache = w.declare([w.const(batch * pages * page), w.const(d)], dtype, [str(batch * pages * page), str(d)])
-    table = w.declare([w.const(batch * pages)], I32, [str(batch * pages)])
-    shuffle(w, table, batch * pages)
-    lengths = w.declare([w.const(batch)], I32, [str(batch)])
-    ragged(w, lengths, pages * page)
-    q = w.declare([w.const(batch * 16), w.const(d)], dtype, [str(batch * 16), str(d)])
-    out = w.scratch([w.const(batch * 16), w.const(d)], F32, [str(batch * 16), str(d)])
-    more = f", optimizations=[pl.split(pl.SplitMode.{split})]" if split != "NONE" else ""
+    attention, dtype = w.chance(60), w.pick((F32, BF16))
+    cache, table, lengths = (
+        w.input(dtype, batch * pages * page, d), w.input(I32, batch * pages), w.input(I32, batch),
+    )  # fmt: skip
+    _remake(w, table, lambda extents, g: torch.randperm(batch * pages, generator=g).int())
+    _remake(w, lengths, lambda extents, g: _ragged(batch, pages * page, g))
+    q, out = w.input(dtype, batch * 16, d), w.output(F32, batch * 16, d)
+    split = attention and w.chance(50)
+    more = ", optimizations=[pl.split(pl.SplitMode.UP_DOWN)]" if split else ""
+    loop = w.pick(("pl.range({})", "pl.pipeline({}, stage=2)")).format(f"(length + {page - 1}) // {page}")
+    before, trip, after = (_attention if attention else _sums)(w, dtype)
+    names = {
+        "cache": cache.name, "q": q.name, "out": out.name, "page": page, "d": d,
+    }  # fmt: skip
     w.line(f"for b in pl.spmd({batch}{more}):")
     w.depth += 1
     w.line(f"length = pl.cast(pl.tensor.read({lengths.name}, [b]), pl.INDEX)")
-    if attention:
-        w.line(f"query = pl.slice({q.name}, [16, {d}], [b * 16, 0])")
-        w.line("top = pl.full([16, 1], pl.FP32, -1e30)")
-        w.line("total = pl.full([16, 1], pl.FP32, 0.0)")
-        w.line(f"acc = pl.full([16, {d}], pl.FP32, 0.0)")
-    else:
-        w.line(f"acc = pl.full([1, {d}], pl.FP32, 0.0)")
-        w.line(f"top = pl.full([1, {d}], pl.FP32, -100.0)")
-    loop = w.pick(("pl.range({})", "pl.pipeline({}, stage=2)")).format(f"(length + {page - 1}) // {page}")
+    w.line(before.format(**names))
     w.line(f"for j in {loop}:")
     w.depth += 1
     w.line(f"at = pl.cast(pl.tensor.read({table.name}, [b * {pages} + j]), pl.INDEX) * {page}")
     w.line(f"live = pl.min({page}, length - j * {page})")
-    live = f"valid_shape=[live, {d}]"
-    if attention:
-        # The whole page takes part in the products; what is not live is masked between them
-        w.line(f"keys = pl.slice({cache.name}, [{page}, {d}], [at, 0])")
-        w.line("scores = pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True)")
-        w.line(
-            "scores = pl.fillpad(pl.set_validshape(pl.mul(scores, 0.25), 16, live), pad_value=pl.PadValue.min)"
-        )
-        w.line("new = pl.maximum(pl.row_max(scores), top)")
-        w.line("p = pl.exp(pl.row_expand_sub(scores, new))")
-        w.line("scale = pl.exp(pl.sub(top, new))")
-        w.line("total = pl.add(pl.mul(total, scale), pl.row_sum(p))")
-        given = "p" if dtype == F32 else 'pl.cast(p, pl.BF16, mode="rint")'
-        w.line(f"part = pl.matmul({given}, keys, out_dtype=pl.FP32)")
-        w.line("acc = pl.add(pl.row_expand_mul(acc, scale), part)")
-        w.line("top = new")
-    else:
-        w.line(f"tile = pl.cast(pl.slice({cache.name}, [{page}, {d}], [at, 0], {live}), pl.FP32)")
-        w.line("acc = pl.add(acc, pl.col_sum(tile))")
-        w.line("top = pl.maximum(top, pl.col_max(tile))")
+    w.line(trip.format(**names))
     w.depth -= 1
-    if attention:
-        w.line("if length > 0:")
-        w.line(f"    pl.assemble({out.name}, pl.row_expand_div(acc, total), [b * 16, 0])")
-        w.line("else:")
-        w.line(f"    pl.assemble({out.name}, acc, [b * 16, 0])")
-        w.features |= {"mixed", "split"} if split != "NONE" else {"mixed"}
-    else:
-        w.line(f"both = pl.full([16, {d}], pl.FP32, 0.0)")
-        w.line("pl.assemble(both, acc, [0, 0])")
-        w.line("pl.assemble(both, top, [1, 0])")
-        w.line(f"pl.assemble({out.name}, both, [b * 16, 0])")
+    w.line(after.format(**names))
     w.depth -= 1
-    w.features |= {"tail", "paged"}
 
-    def fn(env: Env) -> None:
+    def fn(env: Env) -> Tensor:
         x = env.memory[cache.name].reshape(batch * pages, page, d)
-        rows = []
+        found = []
         for b in range(batch):
             n = int(env.memory[lengths.name][b])
-            order = env.memory[table.name].reshape(batch, pages)[b].long()
-            keys = x[order].reshape(-1, d)[:n].float()
-            if attention:
-                query = env.memory[q.name][b * 16 : b * 16 + 16].float()
-                rows.append((query @ keys.T * 0.25).softmax(-1) @ keys if n else torch.zeros(16, d))
-            else:
-                result = torch.zeros(16, d)
+            keys = x[env.memory[table.name].reshape(batch, pages)[b].long()].reshape(-1, d)[:n].float()
+            query = env.memory[q.name][b * 16 : b * 16 + 16].float()
+            result = torch.zeros(16, d)
+            if attention and n:
+                result = (query @ keys.T * 0.25).softmax(-1) @ keys
+            elif not attention:
                 result[0] = keys.sum(0)
                 result[1] = torch.cat([keys, torch.full((1, d), -100.0)]).amax(0)
-                rows.append(result)
-        env.memory[out.name] = torch.cat(rows)
+            found.append(result)
+        return torch.cat(found)
 
-    w.do(fn)
     tol = 0.0 if not attention else 1e-4 if dtype == F32 else 3e-2
-    finished(w, out, Facts(128.0, tol, None if tol else 2), readable=tol == 0.0)
+    w.finished(out, Facts(128.0, tol, None if tol else 2), fn, readable=tol == 0.0)
 
 
-def shuffle(w: Writer, table: Memory, n: int) -> None:
-    """The table holds each page once."""
-    make = lambda extents, generator: torch.randperm(n, generator=generator).int()  # noqa: E731
-    _remake(w, table, make)
+def _sums(w: Writer, dtype: torch.dtype) -> tuple[str, str, str]:
+    """The lines before the loop over the pages, of a trip, and after it."""
+    return (
+        "acc = pl.full([1, {d}], pl.FP32, 0.0)\ntop = pl.full([1, {d}], pl.FP32, -100.0)",
+        "tile = pl.cast(pl.slice({cache}, [{page}, {d}], [at, 0], valid_shape=[live, {d}]), pl.FP32)\n"
+        "acc = pl.add(acc, pl.col_sum(tile))\n"
+        "top = pl.maximum(top, pl.col_max(tile))",
+        "both = pl.full([16, {d}], pl.FP32, 0.0)\n"
+        "pl.assemble(both, acc, [0, 0])\n"
+        "pl.assemble(both, top, [1, 0])\n"
+        "pl.assemble({out}, both, [b * 16, 0])",
+    )
 
 
-def ragged(w: Writer, lengths: Memory, most: int) -> None:
-    """Lengths from 0 to ``most``, of which one is the largest."""
+def _attention(w: Writer, dtype: torch.dtype) -> tuple[str, str, str]:
+    weights = "p" if dtype == F32 else 'pl.cast(p, pl.BF16, mode="rint")'
+    return (
+        "query = pl.slice({q}, [16, {d}], [b * 16, 0])\n"
+        "top = pl.full([16, 1], pl.FP32, -1e30)\n"
+        "total = pl.full([16, 1], pl.FP32, 0.0)\n"
+        "acc = pl.full([16, {d}], pl.FP32, 0.0)",
+        # The whole page takes part in the products; what is not live is masked between them
+        "keys = pl.slice({cache}, [{page}, {d}], [at, 0])\n"
+        "scores = pl.mul(pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True), 0.25)\n"
+        "scores = pl.fillpad(pl.set_validshape(scores, 16, live), pad_value=pl.PadValue.min)\n"
+        "new = pl.maximum(pl.row_max(scores), top)\n"
+        "p = pl.exp(pl.row_expand_sub(scores, new))\n"
+        "scale = pl.exp(pl.sub(top, new))\n"
+        "total = pl.add(pl.mul(total, scale), pl.row_sum(p))\n"
+        f"part = pl.matmul({weights}, keys, out_dtype=pl.FP32)\n"
+        "acc = pl.add(pl.row_expand_mul(acc, scale), part)\n"
+        "top = new",
+        "if length > 0:\n"
+        "    pl.assemble({out}, pl.row_expand_div(acc, total), [b * 16, 0])\n"
+        "else:\n"
+        "    pl.assemble({out}, acc, [b * 16, 0])",
+    )
 
-    def make(extents: dict[str, int], generator: torch.Generator) -> torch.Tensor:
-        n = lengths.shape(Env(extents, {}))[0]
-        x = torch.randint(0, most + 1, (n,), generator=generator)
-        x[0] = most
-        return x.int()
 
-    _remake(w, lengths, make)
+def _ragged(n: int, most: int, generator: torch.Generator) -> Tensor:
+    """Lengths from 0 to ``most``, one of them the largest."""
+    x = torch.randint(0, most + 1, (n,), generator=generator)
+    x[0] = most
+    return x.int()
 
 
-def _remake(w: Writer, m: Memory, make: object) -> None:
-    from dataclasses import replace
-
-    m.readable = False  # nothing else is to take it for numbers of any kind
+def _remake(w: Writer, m: Memory, make: Make) -> None:
+    """Other values for a parameter, which then nothing else takes for numbers of any kind."""
+    m.readable = False
     w.parameters[m.name] = replace(w.parameters[m.name], make=make)
+
+
+# ------------------------------------------------------------------------------------------ task ids
+def task_stage(w: Writer, layout: Layout) -> None:
+    """Regions ordered by task ids: deps=, arrays of ids, join nodes; in a manual scope or not."""
+    n, parts, manual = w.pick(layout.columns), w.pick((2, 3)), w.chance(50)
+    middle, final = w.output(F32, parts * 16, n), w.output(F32, parts * 16, n)
+    source = w.input(F32, parts * 16, n)
+    ids, u, tid, a, last, i, c = (w.fresh(x) for x in ("tids", "u", "tid", "a", "tid", "i", "a"))
+    depth = w.depth
+    if manual or w.chance(40):
+        w.line("with pl.manual_scope():" if manual else "with pl.scope():")
+        w.depth += 1
+    w.line(f"{ids} = pl.array.create({parts}, pl.TASK_ID)")
+    w.line(f"for {u} in pl.{w.pick(('unroll', 'parallel'))}({parts}):")
+    w.line(f"    with pl.at(level=pl.Level.CORE_GROUP) as {tid}:")
+    w.line(f"        {a} = pl.slice({source.name}, [16, {n}], [{u} * 16, 0])")
+    w.line(f"        pl.assemble({middle.name}, pl.add({a}, pl.cast({u}, pl.FP32)), [{u} * 16, 0])")
+    w.line(f"    {ids}[{u}] = {tid}")
+    each = ", ".join(f"{ids}[{k}]" for k in range(parts))
+    deps = w.pick((f"[{ids}[k] for k in range({parts})]", f"[{ids}]", ids, f"[{each}]"))
+    if w.chance(50):
+        joined = w.fresh("tid")
+        w.line(f"{joined} = pl.system.task_dummy(deps={deps})")
+        deps = f"[{joined}]"
+    if w.chance(50):
+        w.line(f"with pl.spmd({parts}, deps={deps}) as {last}:\n    {i} = pl.tile.get_block_idx()")
+    else:
+        w.line(f"with pl.at(level=pl.Level.CORE_GROUP, deps={deps}) as {last}:")
+        w.line(f"    for {i} in pl.range({parts}):")
+        w.depth += 1
+    start = f"({parts - 1} - {i}) * 16"  # the last part first
+    w.line(f"    {c} = {middle.name}[{start} : {start} + 16, 0:{n}]")
+    w.line(f"    pl.assemble({final.name}, pl.mul({c}, 2.0), [{i} * 16, 0])")
+    w.depth = depth
+
+    def numbered(env: Env) -> Tensor:
+        x = env.memory[source.name].reshape(parts, 16, n)
+        return (x + torch.arange(parts).float()[:, None, None]).reshape(parts * 16, n)
+
+    w.finished(middle, Facts(8.0, 0.0, 2), numbered)
+    # The run time looks neither into a manual scope nor out of it
+    w.finished(
+        final, Facts(16.0, 0.0, 2),
+        lambda env: 2 * numbered(env).reshape(parts, 16, n).flip(0).reshape(parts * 16, n), not manual,
+    )  # fmt: skip

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from .blocks import Blocks, product
+from .blocks import Blocks, gather, product
 from .body import Body, dtype_name
 from .facts import Facts
-from .writer import BF16, F16, F32, I8, I32, Context, Env, Memory, Scalar, Tile
+from .writer import BF16, F16, F32, I8, I32, Env, Memory, Tile
 
 
 def _facts(a: Facts, b: Facts, k: int) -> Facts:
@@ -58,7 +58,6 @@ def _loop(
         """Lines that load the operands at K offset ``at``; their names."""
         live = ""
         if k % tk:
-            w.features.add("tail")
             if trip is None:
                 live = str(min(tk, k))
             else:
@@ -117,7 +116,6 @@ def _loop(
                 w.line(f"    {name} = pl.matmul({x}, {y}{out}{flag})")
                 w.line("else:")
                 w.line(f"    {name} = pl.matmul_acc({name}, {x}, {y}{flag})")
-    w.features.add("k_loop")
     for name, m, trans in zip(names, rhs, b_trans, strict=True):
         _result(b, name, lhs, m, k, acc_type, a_trans, trans)
 
@@ -127,7 +125,6 @@ def _result(
 ) -> None:
     """The whole product on whole tensors; each block takes its rectangle."""
     p = b.place
-    from .blocks import gather
 
     def fn(env: Env) -> Blocks:
         x, y = env.memory[lhs.name], env.memory[rhs.name]
@@ -201,6 +198,3 @@ def accumulate(b: Body, t: Tile, x: Tile, y: Tile, trans: bool) -> None:
 def _fits(b: Body, shape: Sequence[int]) -> bool:
     """Whole fractals, so that scratchpad targets take the product."""
     return b.w.wild or all(d % 16 == 0 for d in shape)
-
-
-__all__ = ["Context", "Scalar", "k_loop", "tile_product"]

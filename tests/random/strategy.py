@@ -1,5 +1,5 @@
-"""Random programs as a hypothesis strategy.  Smaller choices are simpler, so that hypothesis shrinks a program
-by dropping stages and steps and by picking plainer forms."""
+"""Random programs as a hypothesis strategy.  Smaller choices are simpler, so that hypothesis shrinks a
+program by dropping stages and steps and by picking plainer forms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from hypothesis import strategies as st
 
 from .body import Layout
-from .stages import STAGES, inlined
+from .inlining import inlined
+from .stages import STAGES
 from .writer import Choose, Env, Memory, Parameter, Program, Scalar, Writer
 
 _WEIGHTED = tuple(s for s, weight in STAGES for _ in range(weight))
@@ -33,14 +34,16 @@ def write(choose: Choose) -> Program:
     w.wild = w.chance(15)
     layout, extents = _layout(w)
     for number in range(4):
-        if number > 1 and not w.chance(50):
+        # Drawn before the first stage too, so that a shrinker can take out any of them
+        more = w.chance(96 if number == 1 else 60)
+        if number and not more:
             break
         w.next_stage(number)
         stage = w.pick(_WEIGHTED)
         (inlined(stage) if w.chance(15) else stage)(w, layout)
         for m in w.memory:
-            if m.stage == number and m.kind == "scratch" and m.facts.bound < 2**20:
-                m.readable = m.readable or m.rows
+            if m.stage == number and m.rows and m.facts.bound < 2**20:
+                m.readable = True
     return finish(w, extents)
 
 
@@ -49,11 +52,10 @@ def _layout(w: Writer) -> tuple[Layout, tuple[dict[str, int], ...]]:
     if not w.chance(60):
         rows = w.pick((16, 32, 48, 20))
         return Layout(w.const(rows), str(rows), columns), ({},)
-    w.features.add("run-time extent")
     extent = Scalar("rows", w.root, lambda env: torch.tensor([env.extents["D"]]))
     first = w.declare([extent, w.const(columns[0])], torch.float32, ["D", str(columns[0])], rows=True)
     w.line(f"rows = pl.tensor.dim({first.name}, 0)")
-    runs = [w.pick((16, 24, 33, 5, 1, 47)), w.pick((32, 7, 17, 40))]
+    runs = [w.pick((16, 24, 33, 5, 1, 47)), w.pick((32, 7, 17, 3))]
     return Layout(extent, "D", columns), tuple({"D": r} for r in runs)
 
 
@@ -76,9 +78,7 @@ def finish(w: Writer, extents: tuple[dict[str, int], ...]) -> Program:
     body = [*w.helpers, "", "", "@pl.jit", "def kernel(", *parameters, "):", *w.lines]
     constants, body = _with_constants(w, body)
     lines = [*head, *constants, *body]
-    return Program(
-        "\n".join(lines) + "\n", tuple(w.parameters.values()), tuple(w.steps), extents, frozenset(w.features)
-    )
+    return Program("\n".join(lines) + "\n", tuple(w.parameters.values()), tuple(w.steps), extents)
 
 
 def _with_constants(w: Writer, lines: list[str]) -> tuple[list[str], list[str]]:

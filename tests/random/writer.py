@@ -1,7 +1,7 @@
 """What a random program is made of, while it is written: source lines on one side, torch on the other.
 
 Every step appends lines of the kernel's text and, independently of it, a closure that computes the same on
-whole tensors (:mod:`.blocks`).  Closures run in order on an :class:`Env`, once for each set of run-time extents.
+whole tensors (:mod:`.blocks`).  Closures run in order on an :class:`Env`, once for each set of extents.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Scalar:
 
 @dataclass(eq=False)
 class Tile:
-    """A tile of the kernel.  ``valid`` has a scalar for an axis with a tail.  ``home`` tiles are the part of a
-    [rows, columns] tensor at the block's own place; ``column`` and ``row`` vectors count along one axis."""
+    """A tile of the kernel.  ``valid`` has a scalar for an axis with a tail.  A ``home`` tile has the extents
+    and the tails of the block's own part of [rows, columns] tensors."""
 
     name: str
     shape: tuple[int, ...]
@@ -123,7 +123,6 @@ class Memory:
     kind: str = "in"  # in, inout, out, scratch
     annotation: str = ""
     rows: bool = False
-    line: int = -1  # where scratch is created
     stage: int = -1  # that wrote it last
     read: bool = False
     readable: bool = True
@@ -136,11 +135,14 @@ class Memory:
         return tuple(int(d.value(env)[0]) for d in self.dims)
 
 
+Make = Callable[[dict[str, int], torch.Generator], Any]  # an argument, from the run-time extents
+
+
 @dataclass(frozen=True)
 class Parameter:
     name: str
     annotation: str
-    make: Callable[[dict[str, int], torch.Generator], Any]
+    make: Make
     out: Memory | None = None  # compared after the run
 
 
@@ -152,7 +154,6 @@ class Program:
     parameters: tuple[Parameter, ...]
     steps: tuple[Callable[[Env], None], ...]
     extents: tuple[dict[str, int], ...]
-    features: frozenset[str]
 
     def __repr__(self) -> str:
         runs = " and ".join(
@@ -185,7 +186,6 @@ class Writer:
     parameters: dict[str, Parameter] = field(default_factory=dict)
     memory: list[Memory] = field(default_factory=list)
     steps: list[Callable[[Env], None]] = field(default_factory=list)
-    features: set[str] = field(default_factory=set)
     names: int = 0  # in this stage
     tensors: int = 0
     stage: int = 0
@@ -215,7 +215,8 @@ class Writer:
         self.stage, self.names = number, 0
 
     def line(self, text: str) -> None:
-        self.lines.append("    " * self.depth + text)
+        """A line, or several, where the writer stands."""
+        self.lines += ["    " * self.depth + x for x in text.split("\n")]
 
     @contextmanager
     def indented(self) -> Iterator[None]:
@@ -282,17 +283,45 @@ class Writer:
         if m not in self.memory:
             self.memory.append(m)
 
+    def input(self, dtype: torch.dtype, *extents: int) -> Memory:
+        """A parameter of constant extents."""
+        return self.declare([self.const(n) for n in extents], dtype, [str(n) for n in extents])
+
+    def output(self, dtype: torch.dtype, *extents: int) -> Memory:
+        """A tensor of constant extents for the program to write."""
+        return self.scratch([self.const(n) for n in extents], dtype, [str(n) for n in extents])
+
+    def finished(self, m: Memory, facts: Facts, fn: Callable[[Env], Tensor], readable: bool = False) -> None:
+        """A stage has written all of ``m``; ``fn`` gives it."""
+        m.facts, m.stage, m.readable = facts, self.stage, readable
+
+        def write(env: Env) -> None:
+            env.memory[m.name] = fn(env).to(m.dtype)
+            if m.name in env.written:
+                env.written[m.name].fill_(True)
+
+        self.do(write)
+
+    def number(self) -> str:
+        """The kernel's integer argument, from 0 to 6; declared at its first use."""
+
+        def make(extents: dict[str, int], generator: torch.Generator) -> int:
+            return int(torch.randint(0, 7, (), generator=generator))
+
+        self.parameters.setdefault("n", Parameter("n", "pl.Scalar[pl.INT32]", make))
+        return "n"
+
     def scratch(
-        self, dims: Sequence[Scalar], dtype: torch.dtype, annotation: Sequence[str] | None, rows: bool = False,
+        self, dims: Sequence[Scalar], dtype: torch.dtype, annotation: Sequence[str], rows: bool = False,
         init: int | None = None,
     ) -> Memory:  # fmt: skip
-        """A tensor that the program writes: created in the kernel, or an Out parameter (see :func:`finish`)."""
+        """A tensor that the program writes: created in the kernel, or in the end an Out parameter."""
         name = self.fresh_tensor("t")
         shown = ", ".join(d.text for d in dims)
         zero = "" if init is None else f", init_value={init}"
         self.line(f"{name} = pl.create_tensor([{shown}], dtype=pl.{NAMES[dtype]}{zero})")
-        text = "" if annotation is None else f"pl.Tensor[[{', '.join(annotation)}], pl.{NAMES[dtype]}]"
-        m = Memory(name, tuple(dims), dtype, Facts(0.0), "scratch", text, rows, len(self.lines) - 1)
+        text = f"pl.Tensor[[{', '.join(annotation)}], pl.{NAMES[dtype]}]"
+        m = Memory(name, tuple(dims), dtype, Facts(0.0), "scratch", text, rows)
         m.readable = False
         self.memory.append(m)
 
