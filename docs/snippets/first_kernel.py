@@ -11,6 +11,6 @@ def normalise_rows(x: pl.Tensor[[64, 128], pl.FP32], y: pl.Out[pl.Tensor[[64, 12
         pl.assemble(y, pl.row_expand_div(tile, total), [b * 16, 0])
 
 
-x, y = torch.rand(64, 128), torch.empty(64, 128)
+x, y = torch.ones(64, 128), torch.empty(64, 128)
 normalise_rows(x, y)
-print(y.sum(dim=1)[:4])
+print(y[0, :4])
