@@ -12,11 +12,9 @@ import torch
 
 from pypto_models.errors import Diag, UserError, user_error
 from pypto_models.ir.expr import DimVar, Expr, Number, Var, evaluate
-from pypto_models.ir.nodes import Block, Direction, For, Function, If, Let, Param
-from pypto_models.ir.rewrite import walk
+from pypto_models.ir.nodes import Direction, Function, Param
 from pypto_models.ir.types import Dim, DType, ScalarType, TensorType
 from pypto_models.ops.common import describe
-from pypto_models.ops.registry import Effect, OpDef
 from pypto_models.ops.value import torch_dtype
 
 from .memory import Buffer, View
@@ -171,43 +169,3 @@ def _scalar(function: Function, p: Param, dtype: DType, given: Any) -> Number:
         why = f"{value} is not within {low}..{high} of {dtype}"
         raise _wrong(function, p.name, why, "pass a value in range")
     return bool(value) if dtype.kind == "bool" else int(value)
-
-
-def written_tensors(function: Function) -> frozenset[Var]:
-    """Tensor parameters that a store, a scalar write or an atomic add can reach through any name."""
-    parent: dict[Var, Var] = {}
-
-    def root(v: Var) -> Var:
-        while parent.get(v, v) is not v:
-            v = parent[v]
-        return v
-
-    def join(v: Var, *others: Expr) -> None:
-        for o in others:
-            if isinstance(v.type, TensorType) and isinstance(o, Var):
-                parent[root(v)] = root(o)
-
-    targets = _names_and_targets(function.body, join)
-    reached = {root(v) for v in targets}
-    return frozenset(p.var for p in function.params if root(p.var) in reached)
-
-
-def _names_and_targets(body: Block, join: Any) -> list[Var]:
-    """Calls ``join`` for variables that may name one buffer; gives the variables that are written."""
-    targets: list[Var] = []
-    for s in walk(body):
-        if isinstance(s, For):
-            for c in s.carried:
-                join(c.param, c.init, c.next)
-                join(c.result, c.param)
-        elif isinstance(s, If):
-            for m in s.merged:
-                join(m.result, m.then, m.orelse)
-        elif isinstance(s, Let) and isinstance(s.op, OpDef):
-            if s.op.alias is not None:
-                source = s.arg(s.op.alias)
-                for r in s.results:
-                    if isinstance(source, Var):
-                        join(r, source)
-            targets += [a.tensor for a in s.op.access(s) if a.effect is not Effect.READ]
-    return targets

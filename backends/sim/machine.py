@@ -22,9 +22,10 @@ from pypto_models.ir.expr import Expr, Number
 from pypto_models.ir.graph import TaskGraph
 from pypto_models.ir.nodes import Function, Region
 from pypto_models.ir.types import ScalarType
+from pypto_models.language.entry import written_params
 from pypto_models.passes.grid import suspects
 
-from .binding import bind, written_tensors
+from .binding import bind
 from .blame import blame
 from .emit import KERNEL, emit
 from .launch import Launcher, RegionFacts, count_blocks
@@ -55,7 +56,7 @@ class Machine:
         self.function = function
         self.program = emit(function, self.suspects)
         self.filename = f"<simulation of {function.name}>"
-        self.written = written_tensors(function)
+        self.written = written_params(function)
         self.regions = {name: self._facts(region) for name, region in self.program.regions.items()}
         namespace = dict(self.program.namespace)
         exec(compile(self.program.text, self.filename, "exec"), namespace)

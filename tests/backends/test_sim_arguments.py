@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from backends.sim import Machine
-from backends.sim.binding import written_tensors
 from pypto_models.errors import Diag, UserError
 from pypto_models.ir.expr import DimVar, binary, index
 from pypto_models.ir.nodes import Direction
 from pypto_models.ir.types import BF16, BOOL, FP32, INT8, ScalarType, TensorType
+from pypto_models.language.entry import written_params
 
 from .build import Builder
 
@@ -96,7 +96,7 @@ def test_neighbours_in_one_storage_and_shared_inputs_are_fine() -> None:
     assert torch.equal(args["out"], torch.full((8, 16), 3.0))
 
 
-def test_written_tensors_follows_views_loops_and_swaps() -> None:
+def test_written_parameters_follow_views_loops_and_swaps() -> None:
     b = Builder()
     names = ("read", "through_view", "ping", "pong")
     t = TensorType((8, 16), FP32)
@@ -110,4 +110,4 @@ def test_written_tensors_follows_views_loops_and_swaps() -> None:
             b("store", inner, b("add", x, b("load", read, (8, 16), (0, 0))), (0, 0))
             b("write_tensor", part, (0, 0), 1.0)
         loop.next = (target, source)
-    assert {v.name for v in written_tensors(b.function())} == {"through_view", "ping", "pong"}
+    assert {v.name for v in written_params(b.function())} == {"through_view", "ping", "pong"}
