@@ -8,6 +8,7 @@ A :class:`UserError` is one occurrence of it, with the :class:`Span` of the user
 from __future__ import annotations
 
 import linecache
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -67,6 +68,7 @@ class Diag(Enum):
     # --- front end: calls, types, placement
     UNKNOWN_OP = ("unknown operation {name!r}", "{fix}")
     UNSUPPORTED = ("{name} of pypto.language is not supported: {why}", "{fix}")
+    BACKEND_OP = ("{op} has no lowering on the backend {backend}: {why}", "{fix}")
     UNKNOWN_KEYWORD = ("{op} has no parameter {keyword!r}", "{op} takes: {known}")
     BAD_CALL = ("{op}: {why}", "signature: {signature}")
     BAD_ARGUMENT = ("{op}: {why}", "{fix}")
@@ -95,6 +97,12 @@ class Diag(Enum):
         "{fix}",
     )
     ALIGNMENT = ("{what} on {target}: {why}", "{fix}")
+    RESIDENCY = (
+        "region {region!r} starts its {blocks} blocks at once (sync_start=True), and {target} runs at most "
+        "{fit}: {why}",
+        "launch {fit} blocks or fewer and loop over the work in each; or drop sync_start=True, if no block "
+        "waits for another",
+    )
     NO_PATH = ("{what}: {target} cannot move data from {source} to {dest}", "{fix}")
     SPILL = ("{name!r} is defined per block and cannot be read outside of its region", "{fix}")
     SPILL_VALID = (
@@ -117,6 +125,7 @@ class Diag(Enum):
     # --- targets, tiling, arguments
     UNKNOWN_TARGET = ("unknown {kind} {name!r}", "known: {known}")
     TILING = ("{file}: {why}", "{fix}")
+    CHECKPOINT = ("{file}: {why}", "{fix}")
     MISSING_EXTRA = ("{what} needs {package}, which is not installed", "pip install 'pypto-models[{extra}]'")
     NO_FIGURE = (
         "{target} has no figure {name!r}, which the cost model needs",
@@ -179,18 +188,25 @@ class InternalError(PyptoError):
     """A bug of the compiler.  The message says which invariant broke and where the user's line is."""
 
 
-_stack: list[Span] = []
+class _Places(threading.local):
+    """Of each thread: kernels may be compiled side by side."""
+
+    def __init__(self) -> None:
+        self.stack: list[Span] = []
+
+
+_places = _Places()
 
 
 @contextmanager
 def located(span: Span) -> Iterator[None]:
     """Give errors raised inside the place ``span``, so that rules need not pass it along."""
-    _stack.append(span)
+    _places.stack.append(span)
     try:
         yield
     finally:
-        _stack.pop()
+        _places.stack.pop()
 
 
 def _current_span() -> Span:
-    return _stack[-1] if _stack else NOWHERE
+    return _places.stack[-1] if _places.stack else NOWHERE

@@ -1,0 +1,210 @@
+"""What one CTA does with tiles in shared memory: reductions, products, copies.  All threads call together.
+
+Tiles lie row-major with a pitch in elements.  Functions end without a barrier; the emitted code sets them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import BFloat16, Float32, Int32, Int64
+
+THREADS = 256
+WARPS = THREADS // 32
+
+
+def element(pointer: cute.Pointer, at: Any) -> cute.Tensor:
+    """A tensor of the one element at ``at``: read it with [0], write it with [0] = value."""
+    return cute.make_tensor(pointer + at, cute.make_layout(1))
+
+
+def warp_sum(value: Any) -> Any:
+    for distance in (16, 8, 4, 2, 1):
+        value = value + cute.arch.shuffle_sync_bfly(value, distance)
+    return value
+
+
+def warp_max(value: Any) -> Any:
+    for distance in (16, 8, 4, 2, 1):
+        value = larger(value, cute.arch.shuffle_sync_bfly(value, distance))
+    return value
+
+
+def warp_min(value: Any) -> Any:
+    for distance in (16, 8, 4, 2, 1):
+        value = smaller(value, cute.arch.shuffle_sync_bfly(value, distance))
+    return value
+
+
+@cute.jit
+def larger(a: Any, b: Any) -> Any:
+    out = a
+    if b > a:
+        out = b
+    return out
+
+
+@cute.jit
+def smaller(a: Any, b: Any) -> Any:
+    out = a
+    if b < a:
+        out = b
+    return out
+
+
+@cute.jit
+def mma_fragments(
+    a: cute.Pointer, a_pitch: cutlass.Constexpr, b: cute.Pointer, b_pitch: cutlass.Constexpr,
+    b_trans: cutlass.Constexpr, sums: cute.Tensor,
+    m: cutlass.Constexpr, n: cutlass.Constexpr, k: cutlass.Constexpr,
+):  # fmt: skip
+    """sums += a [m, k] @ b, bf16 in shared memory; b is [n, k] if ``b_trans``, else [k, n].
+
+    ``sums`` are the thread's fragments: 4 values for each 16 x 8 piece, rows of pieces outermost; the warps take
+    the pieces of a row in turn.  Rows are padded by 16 bytes, so that ldmatrix reads without bank conflicts.
+    """
+    tid, _, _ = cute.arch.thread_idx()
+    lane = cute.arch.lane_idx()
+    warp = cute.arch.make_warp_uniform(tid // 32)
+    mma = cute.make_mma_atom(cute.nvgpu.warp.MmaF16BF16Op(BFloat16, Float32, (16, 8, 16)))
+    fa = cute.make_rmem_tensor(cute.make_layout(8), BFloat16)
+    fb = cute.make_rmem_tensor(cute.make_layout(4), BFloat16)
+    fa32 = cute.recast_tensor(fa, Int32)
+    fb32 = cute.recast_tensor(fb, Int32)
+    frag_a = cute.make_tensor(fa.iterator, cute.make_layout(((2, 2, 2), 1), stride=((1, 2, 4), 0)))
+    frag_b = cute.make_tensor(fb.iterator, cute.make_layout(((2, 2), 1), stride=((1, 2), 0)))
+    pieces = -(-(n // 8) // WARPS)
+    for kk in cutlass.range_constexpr(k // 16):
+        for row in cutlass.range_constexpr(m // 16):
+            at = (row * 16 + lane % 16) * a_pitch + kk * 16 + lane // 16 * 8
+            fa32[0], fa32[1], fa32[2], fa32[3] = load_matrix_4(a + at)
+            for piece in cutlass.range_constexpr(pieces):
+                column = warp + piece * WARPS
+                if column < n // 8:
+                    if cutlass.const_expr(b_trans):
+                        where = (column * 8 + lane % 8) * b_pitch + kk * 16 + lane // 8 % 2 * 8
+                        fb32[0], fb32[1] = load_matrix_2(b + where)
+                    else:
+                        where = (kk * 16 + lane % 16) * b_pitch + column * 8
+                        fb32[0], fb32[1] = load_matrix_2_trans(b + where)
+                    part = cute.make_tensor(
+                        sums.iterator + (row * pieces + piece) * 4, cute.make_layout(((2, 2), 1, 1))
+                    )
+                    cute.gemm(mma, part, frag_a, frag_b, part)
+
+
+def load_matrix_4(pointer: cute.Pointer) -> Any:
+    """Four 8 x 8 matrices of 16-bit elements from shared memory; lane i gives row i % 8 of matrix i // 8."""
+    return cute.arch.inline_ptx(
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{$w0}, {$w1}, {$w2}, {$w3}}, [{$r0}];",
+        write_only_types=[Int32] * 4,
+        read_only_args=[Int32(pointer.toint())],
+    )
+
+
+def load_matrix_2(pointer: cute.Pointer) -> Any:
+    return cute.arch.inline_ptx(
+        "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{$w0}, {$w1}}, [{$r0}];",
+        write_only_types=[Int32] * 2,
+        read_only_args=[Int32(pointer.toint())],
+    )
+
+
+def load_matrix_2_trans(pointer: cute.Pointer) -> Any:
+    return cute.arch.inline_ptx(
+        "ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{$w0}, {$w1}}, [{$r0}];",
+        write_only_types=[Int32] * 2,
+        read_only_args=[Int32(pointer.toint())],
+    )
+
+
+def quad_sum(value: Any) -> Any:
+    """Over the four threads that hold a row of a fragment."""
+    for distance in (1, 2):
+        value = value + cute.arch.shuffle_sync_bfly(value, distance)
+    return value
+
+
+def quad_max(value: Any) -> Any:
+    for distance in (1, 2):
+        value = larger(value, cute.arch.shuffle_sync_bfly(value, distance))
+    return value
+
+
+def quad_min(value: Any) -> Any:
+    for distance in (1, 2):
+        value = smaller(value, cute.arch.shuffle_sync_bfly(value, distance))
+    return value
+
+
+@cute.jit
+def scalar_product(
+    a: cute.Pointer, a_pitch: cutlass.Constexpr, b: cute.Pointer, b_pitch: cutlass.Constexpr,
+    b_trans: cutlass.Constexpr, c: cute.Pointer, c_pitch: cutlass.Constexpr,
+    m: cutlass.Constexpr, n: cutlass.Constexpr, k: cutlass.Constexpr, accumulate: cutlass.Constexpr,
+    wide: cutlass.Constexpr,
+):  # fmt: skip
+    """As :func:`mma_product` for operands that no tensor core takes exactly: fp32 as fp32, integers as int32."""
+    tid, _, _ = cute.arch.thread_idx()
+    for at in cutlass.range(tid, m * n, THREADS, unroll=1):
+        row = at // n
+        col = at % n
+        total = wide(0)
+        if cutlass.const_expr(accumulate):
+            total = element(c, row * c_pitch + col)[0]
+        for kk in cutlass.range(k, unroll=4):
+            where = kk * b_pitch + col
+            if cutlass.const_expr(b_trans):
+                where = col * b_pitch + kk
+            total = total + wide(element(a, row * a_pitch + kk)[0]) * wide(element(b, where)[0])
+        element(c, row * c_pitch + col)[0] = total
+
+
+@cute.jit
+def copy_rows(
+    source: cute.Pointer, source_pitch: Any, to: cute.Pointer, to_pitch: cutlass.Constexpr,
+    rows: Any, tile_rows: cutlass.Constexpr, columns: cutlass.Constexpr, vector: cutlass.Constexpr,
+):  # fmt: skip
+    """Begin to copy ``rows`` rows of global memory into a tile in 16-byte pieces; rows beyond them become zero.
+
+    The caller commits the group and waits for it.
+    """
+    tid, _, _ = cute.arch.thread_idx()
+    pieces = columns // vector
+    fill = cute.make_copy_atom(
+        cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL), source.dtype, num_bits_per_copy=128
+    )
+    for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
+        piece = tid + n * THREADS
+        if piece < tile_rows * pieces:
+            row = piece // pieces
+            at = piece % pieces * vector
+            into = cute.make_tensor((to + (row * to_pitch + at)).align(16), cute.make_layout(vector))
+            if row < rows:
+                start = (source + (Int64(row) * source_pitch + at)).align(16)
+                cute.copy(fill, cute.make_tensor(start, cute.make_layout(vector)), into)
+            else:
+                into.fill(source.dtype(0))
+
+
+@cute.jit
+def better(a: Any, at: Any, b: Any, where: Any) -> Any:
+    """The larger of two values with its place; of equal ones the first place."""
+    if b > a:
+        a = b
+        at = where
+    else:
+        if b == a:
+            if where < at:
+                at = where
+    return a, at
+
+
+def warp_argmax(value: Any, at: Any) -> Any:
+    for distance in (16, 8, 4, 2, 1):
+        other = cute.arch.shuffle_sync_bfly(value, distance)
+        place = cute.arch.shuffle_sync_bfly(at, distance)
+        value, at = better(value, at, other, place)
+    return value, at

@@ -1,0 +1,662 @@
+"""What each op does to the tiles of a kernel.  One function per family; the table is HANDLERS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from pypto_models.ir.expr import Const, Expr, Var, as_dim, index
+from pypto_models.ir.nodes import Let
+from pypto_models.ir.types import BF16, FP32, INT32, DType, TensorType, TileType
+from pypto_models.ops.elementwise import pad_number
+from pypto_models.ops.value import torch_dtype
+
+from . import rules
+from .kernel import Kernel, strides_of
+from .layouts import THREADS, WARPS, Dealt, Fragment, Layout, Rows
+from .rules import unsupported
+from .scalars import DSL_TYPES, dsl_type, literal
+from .tensors import View
+from .text import Text
+from .tiles import Coordinates, Tile, as_type, inside
+
+# ---------------------------------------------------------------------------------------------- handlers
+Handler = Callable[[Kernel, Let], None]
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*names: str) -> Callable[[Handler], Handler]:
+    def register(fn: Handler) -> Handler:
+        for name in names:
+            HANDLERS[name] = fn
+        return fn
+
+    return register
+
+
+def result_type(s: Let) -> TileType:
+    t = s.result.type
+    assert isinstance(t, TileType)
+    if dsl_type(t.dtype) is None:
+        raise unsupported(s, f"no kernel holds elements of {t.dtype}")
+    return t
+
+
+def indices(s: Let, name: str) -> tuple[Expr, ...]:
+    value = s.arg(name)
+    return tuple(index(x) for x in value) if isinstance(value, tuple) else ()  # type: ignore[arg-type]
+
+
+@handles("view")
+def _view(k: Kernel, s: Let) -> None:
+    view = k.view_of(s.arg("t"))
+    dropped = s.arg("drop_dims") or ()
+    shape = tuple(as_dim(x) for x in indices(s, "shape"))
+    k.views[s.result] = view.moved(shape, indices(s, "offset"), tuple(dropped))  # type: ignore[arg-type]
+
+
+@handles("view_reshape")
+def _view_reshape(k: Kernel, s: Let) -> None:
+    view = k.view_of(s.arg("t"))
+    if not view.dense:
+        raise unsupported(s, "a view with gaps cannot be given other extents")
+    k.views[s.result] = view.reshaped(tuple(as_dim(x) for x in indices(s, "shape")))
+
+
+@handles("load")
+def _load(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    shape = tuple(int(x.value) for x in indices(s, "shape"))  # type: ignore[attr-defined]
+    at = indices(s, "offset")
+    view = k.view_of(s.arg("t"))
+    limits = indices(s, "valid_shape") or tuple(index(d) for d in shape)
+    live = []
+    for limit, start, extent in zip(limits, at, view.shape, strict=True):
+        text = k.write(limit)
+        if s.arg("clamp"):
+            text = k.text.let("live", f"min(Int32({text}), max(Int32({k.dim(extent)}) - Int32({k.write(start)}), Int32(0)))")
+        elif not isinstance(limit, Const):
+            text = k.text.let("live", f"Int32({text})")
+        live.append(text)
+    dropped = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
+    box = view.moved(shape, at, dropped)
+    start = k.text.let("start", box.start(k.write))
+    pointer = k.pointer(view.base)
+    kept = [i for i in range(len(shape)) if i not in dropped]
+    valid = tuple(live[i] for i in kept)
+
+    def value(text: Text, c: Coordinates) -> str:
+        return f"block.element({pointer}, {box.at(k.write, start, c)})[0]"
+
+    layout = k.plan.of(s.result)
+    tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
+    pad = s.arg("pad_value")
+    if len(out.shape) == 2 and box.strides[1] == Const(1) and not dropped:
+        pitch = box.strides[0]
+        per = 16 // out.dtype.bytes
+        aligned = isinstance(pitch, Const) and pitch.value % per == 0 and all(
+            (isinstance(i, Const) and i.value % per == 0) or (isinstance(st, Const) and st.value % per == 0)
+            for i, st in box.offsets
+        )  # fmt: skip
+        if aligned:
+            tile = replace(tile, plain=(f"({pointer} + {start})", str(pitch.value)))  # type: ignore[attr-defined]
+    if pad is not None:
+        tile = padded(k, tile, pad)
+    k.tiles[s.result] = tile
+
+
+def pad_text(dtype: DType, pad: object) -> str:
+    number = pad_number(pad, torch_dtype(dtype))  # type: ignore[arg-type]
+    return literal(float(number) if dtype.is_float else int(number), dtype)
+
+
+def padded(k: Kernel, tile: Tile, pad: object) -> Tile:
+    """The tile with its invalid elements set."""
+    fill = pad_text(tile.dtype, pad)
+
+    def value(text: Text, c: Coordinates) -> str:
+        test = inside(tile, c)
+        if test is None:
+            return tile.value(text, c)
+        out = text.let("v", fill)
+        with text.nested(f"if {test}:"):
+            text.line(f"{out} = {tile.value(text, c)}")
+        return out
+
+    return Tile(tile.shape, tile.dtype, tuple(map(str, tile.shape)), value, reads=tile.reads, layout=tile.layout)
+
+
+@handles("fillpad")
+def _fillpad(k: Kernel, s: Let) -> None:
+    result_type(s)
+    k.tiles[s.result] = padded(k, k.tile(s.args[0]), s.arg("pad_value"))
+
+
+@handles("full")
+def _full(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    value = s.arg("value")
+    assert isinstance(value, Expr)
+    kind = DSL_TYPES[out.dtype.name]
+    text = literal(value.value, out.dtype) if isinstance(value, Const) else f"{kind}({k.write(value)})"
+    if isinstance(value, Const) and out.dtype.is_float:
+        text = literal(float(value.value), out.dtype)
+    valid = tuple(map(str, out.shape))
+    k.tiles[s.result] = Tile(out.shape, out.dtype, valid, lambda t, c: text, uniform=True)
+
+
+@handles("create_tile")
+def _create_tile(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    init = s.arg("init_value")
+    text = literal(0.0 if out.dtype.is_float else 0, out.dtype) if init is None else k.write(init)  # type: ignore[arg-type]
+    k.tiles[s.result] = Tile(out.shape, out.dtype, tuple(map(str, out.shape)), lambda t, c: text, uniform=True)
+
+
+@handles("set_validshape")
+def _set_validshape(k: Kernel, s: Let) -> None:
+    tile = k.tile(s.args[0])
+    valid = tuple(k.write(index(s.arg(n))) for n in ("rows", "cols"))  # type: ignore[arg-type]
+    k.tiles[s.result] = replace(tile, valid=valid, plain=None)
+
+
+@handles("move")
+def _move(k: Kernel, s: Let) -> None:
+    k.tiles[s.result] = k.tile(s.args[0])
+
+
+@handles("cast")
+def _cast(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    layout, (x,) = operands(k, s)
+    mode = s.arg("mode")
+    k.tiles[s.result] = pointwise(layout, out, lambda t, c: rounded(s, x.value(t, c), x.dtype, out.dtype, str(mode)), x)
+
+
+WHOLE = {"rint": "cute.math.roundeven", "floor": "cute.math.floor", "ceil": "cute.math.ceil", "trunc": "cute.math.trunc",
+         "round": "cute.math.round"}  # fmt: skip
+
+
+def rounded(s: Let, value: str, old: DType, new: DType, mode: str) -> str:
+    """A cast in one of the language's rounding modes."""
+    if old == new:
+        return value
+    if old.is_float and new.is_integer:
+        if mode not in WHOLE and mode != "none":
+            raise unsupported(s, f"rounding mode {mode!r} to an integer")
+        whole = WHOLE.get(mode, WHOLE["rint"])
+        return f"{DSL_TYPES[new.name]}({whole}(Float32({value})))"
+    narrowing = old.is_float and new.is_float and new.bits < old.bits
+    if narrowing and mode not in ("rint", "none"):
+        raise unsupported(s, f"rounding mode {mode!r} from {old} to {new}: the hardware rounds to nearest even")
+    return as_type(value, old, new)
+
+
+def pointwise(
+    layout: Layout, out: TileType, value: Callable[[Text, Coordinates], str], first: Tile, *others: Tile
+) -> Tile:
+    """A tile whose element needs the operands' elements at the same place."""
+    reads = frozenset().union(first.reads, *(o.reads for o in others))
+    return Tile(out.shape, out.dtype, first.valid, value, reads=reads, layout=layout)
+
+
+def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
+    """The layout of an elementwise result and its operands, those that live elsewhere in shared memory."""
+    layout = k.plan.of(s.result)
+    tiles = []
+    for n, x in enumerate(s.args[:2]):
+        if isinstance(x, Var) and x in k.tiles:
+            tile = k.tiles[x]
+            column = n == 1 and s.op.name.startswith("row_expand")
+            row = n == 1 and s.op.name.startswith("col_expand") and s.result.type.shape[0] > 1  # type: ignore[union-attr]
+            fits = tile.layout is None or (
+                tile.layout == Rows(layout) if column and isinstance(layout, Fragment | Dealt) else tile.layout == layout and not row
+            )
+            tiles.append(tile if fits else k.stored(tile, x.name))
+    return layout, tiles
+
+
+def _unary(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    layout, (x,) = operands(k, s)
+    template = rules.UNARY[s.op.name]
+    k.tiles[s.result] = pointwise(
+        layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (x.value(t, c), x.dtype)), x
+    )
+
+
+def _binary(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    layout, (a, *others) = operands(k, s)
+    template, rhs = rules.BINARY[s.op.name], s.args[1]
+    if out.dtype.is_integer and s.op.name == "div":
+        raise unsupported(s, "division of integers")
+    if others:
+        (b,) = others
+        k.tiles[s.result] = pointwise(
+            layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (b.value(t, c), b.dtype)),
+            a, b,
+        )  # fmt: skip
+        return
+    number = index(rhs)  # type: ignore[arg-type]
+    text = literal(float(number.value) if out.dtype.is_float else int(number.value), FP32 if out.dtype.is_float else out.dtype) \
+        if isinstance(number, Const) else f"{rules.wide(out.dtype)}({k.write(number)})"  # fmt: skip
+    wide = FP32 if out.dtype.is_float else out.dtype
+    k.tiles[s.result] = pointwise(
+        layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (text, wide)), a
+    )
+
+
+for _name in rules.UNARY:
+    HANDLERS[_name] = _unary
+for _name in rules.BINARY:
+    HANDLERS[_name] = _binary
+
+
+def _expand(k: Kernel, s: Let) -> None:
+    """``row_expand_*``: the operand is a column, repeated along the row; ``col_expand_*``: a row."""
+    out = result_type(s)
+    layout, (a, b) = operands(k, s)
+    along_rows = s.op.name.startswith("row_")
+    template = rules.BINARY[s.op.name.split("_")[-1]]
+
+    def value(t: Text, c: Coordinates) -> str:
+        at = (c[0], "0") if along_rows else ("0", c[1])
+        return rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (b.value(t, at), b.dtype))
+
+    k.tiles[s.result] = pointwise(layout, out, value, a, b)
+
+
+for _name in ("add", "sub", "mul", "div"):
+    HANDLERS[f"row_expand_{_name}"] = HANDLERS[f"col_expand_{_name}"] = _expand
+
+
+@handles("row_expand", "col_expand")
+def _broadcast(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    layout, (a, b) = operands(k, s)
+    along_rows = s.op.name == "row_expand"
+
+    def value(t: Text, c: Coordinates) -> str:
+        return as_type(b.value(t, (c[0], "0") if along_rows else ("0", c[1])), b.dtype, out.dtype)
+
+    k.tiles[s.result] = pointwise(layout, out, value, a, b)
+
+
+@handles("arange")
+def _arange(k: Kernel, s: Let) -> None:
+    out = result_type(s)
+    start = k.write(index(s.arg("start")))  # type: ignore[arg-type]
+    sign = "-" if s.arg("descending") else "+"
+    kind = DSL_TYPES[out.dtype.name]
+    k.tiles[s.result] = Tile(
+        out.shape, out.dtype, tuple(map(str, out.shape)), lambda t, c: f"({kind}({start}) {sign} {kind}({c[-1]}))"
+    )
+
+
+@handles("cmp")
+def _cmp(k: Kernel, s: Let) -> None:
+    out, rhs = result_type(s), s.args[1]
+    layout, (a, *others) = operands(k, s)
+    test = rules.COMPARE[int(s.arg("cmp_type"))]  # type: ignore[arg-type, call-overload]
+    zero, one = (literal(float(x) if out.dtype.is_float else x, out.dtype) for x in (0, 1))
+
+    def value(t: Text, c: Coordinates) -> str:
+        left = a.value(t, c)
+        right = others[0].value(t, c) if others else k.write(index(rhs))  # type: ignore[arg-type]
+        name = t.let("v", zero)
+        with t.nested(f"if {rules.wide(a.dtype)}({left}) {test} {rules.wide(a.dtype)}({right}):"):
+            t.line(f"{name} = {one}")
+        return name
+
+    k.tiles[s.result] = pointwise(layout, out, value, a, *others)
+
+
+@handles("extract")
+def _extract(k: Kernel, s: Let) -> None:
+    out, x = result_type(s), k.free(k.tile(s.args[0]))
+    shape, at = indices(s, "shape"), indices(s, "offset")
+    dropped = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
+    starts = [k.write(i) for i in at]
+    limits = [k.write(v) for v in (indices(s, "valid_shape") or shape)]
+    live = []
+    for limit, start, v, whole in zip(limits, starts, x.valid, x.shape, strict=True):
+        cut = v != str(whole) or s.arg("clamp")
+        live.append(f"min(Int32({limit}), max(Int32({v}) - ({start}), Int32(0)))" if cut else limit)
+    kept = [i for i in range(len(shape)) if i not in dropped]
+
+    def value(t: Text, c: Coordinates) -> str:
+        place = list(starts)
+        for i, coordinate in zip(kept, c, strict=True):
+            start = starts[i]
+            place[i] = coordinate if start == "0" else start if coordinate == "0" else f"({coordinate} + {start})"
+        return x.value(t, tuple(place))
+
+    tile = Tile(out.shape, out.dtype, tuple(live[i] for i in kept), value, reads=x.reads)
+    pad = s.arg("pad_value")
+    k.tiles[s.result] = tile if pad is None else padded(k, tile, pad)
+
+
+@handles("insert")
+def _insert(k: Kernel, s: Let) -> None:
+    """A tile written into another, in place of the part that it covers."""
+    out, target, source = result_type(s), k.free(k.tile(s.arg("target"))), k.free(k.tile(s.arg("source")))
+    starts = [k.write(i) for i in indices(s, "offset")]
+
+    def value(t: Text, c: Coordinates) -> str:
+        place = tuple(x if o == "0" else f"({x} - ({o}))" for x, o in zip(c, starts, strict=True))
+        tests = [f"({p} >= 0) & ({p} < {v})" for p, v in zip(place, source.valid, strict=True)]
+        name = t.let("v", as_type(target.value(t, c), target.dtype, out.dtype))
+        with t.nested(f"if {' & '.join(tests)}:"):
+            t.line(f"{name} = {as_type(source.value(t, place), source.dtype, out.dtype)}")
+        return name
+
+    valid = k.static_valid(out, target.valid)
+    k.tiles[s.result] = Tile(out.shape, out.dtype, valid, value, reads=target.reads | source.reads)
+
+
+@handles("reshape")
+def _reshape(k: Kernel, s: Let) -> None:
+    out, x = result_type(s), k.free(k.tile(s.args[0]))
+
+    def value(t: Text, c: Coordinates) -> str:
+        squeezed_new = [v for v, d in zip(c, out.shape, strict=True) if d != 1]
+        if [d for d in x.shape if d != 1] == [d for d in out.shape if d != 1]:
+            rest = iter(squeezed_new)
+            return x.value(t, tuple("0" if d == 1 else next(rest) for d in x.shape))
+        strides = strides_of(out.shape, out.shape[-1])
+        flat = " + ".join(v if st == 1 else f"{v} * {st}" for v, st in zip(c, strides, strict=True) if v != "0") or "0"
+        name = t.once((id(x), "flat", flat), "flat", flat)
+        at, step = [], 1
+        for n, d in enumerate(reversed(x.shape)):
+            q = name if step == 1 else f"{name} // {step}"
+            at.append("0" if d == 1 else q if n == len(x.shape) - 1 else f"({q} % {d})" if step == 1 else f"(({q}) % {d})")
+            step *= d
+        at = [a if a == "0" else t.once((id(x), "at", a), "c", a) for a in at]
+        return x.value(t, tuple(reversed(at)))
+
+    valid = k.static_valid(out, tuple(map(str, out.shape)))
+    k.tiles[s.result] = Tile(out.shape, out.dtype, valid, value, reads=x.reads)
+
+
+@handles("transpose")
+def _transpose(k: Kernel, s: Let) -> None:
+    out, x = result_type(s), k.free(k.tile(s.args[0]))
+    i, j = (int(s.arg(n).value) if isinstance(s.arg(n), Const) else int(s.arg(n)) for n in ("axis1", "axis2"))  # type: ignore[union-attr, arg-type]
+
+    def swap(c: tuple[str, ...]) -> tuple[str, ...]:
+        new = list(c)
+        new[i], new[j] = new[j], new[i]
+        return tuple(new)
+
+    k.tiles[s.result] = Tile(out.shape, out.dtype, swap(x.valid), lambda t, c: x.value(t, swap(c)), reads=x.reads)
+
+
+# ---------------------------------------------------------------------------------------------- effects
+@handles("store")
+def _store(k: Kernel, s: Let) -> None:
+    t, tile, view = k.text, k.tile(s.arg("source")), k.view_of(s.arg("target"))
+    atomic = s.arg("atomic")
+    if atomic is not None and getattr(atomic, "name", "None_") not in ("None_", "NONE"):
+        if view_dtype(view).name != "FP32":
+            raise unsupported(s, f"atomic addition to {view_dtype(view)}")
+    else:
+        atomic = None
+    k.settle(view.base)
+    tile = k.tile(s.arg("source"))
+    at = indices(s, "offset")
+    lead = len(view.shape) - len(tile.shape)
+    if lead:
+        raise unsupported(s, "a store of a tile of fewer axes than its tensor")
+    box = view.moved(view.shape, at)
+    start = t.let("start", box.start(k.write))
+    pointer = k.pointer(view.base)
+    if tile.layout is None:
+        with k.elements(tile.shape) as c:
+            _put_valid(k, box, pointer, start, c, tile, atomic)
+    else:
+        with k.fragments(tile.layout, guard=True) as (i, c):
+            if isinstance(tile.layout, Rows):  # every thread of a row holds it: one stores it
+                with t.nested(f"if {tile.layout.of.leads.format(n=i, r=c[0])}:"):
+                    _put_valid(k, box, pointer, start, c, tile, atomic)
+            else:
+                _put_valid(k, box, pointer, start, c, tile, atomic)
+    t.line("cute.arch.sync_threads()")
+
+
+def view_dtype(view: View) -> DType:
+    assert isinstance(view.base.type, TensorType)
+    return view.base.type.dtype
+
+
+def _put_valid(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object) -> None:
+    test = inside(tile, c)
+    if test is None:
+        _put(k, box, pointer, start, c, tile, atomic)
+        return
+    with k.text.nested(f"if {test}:"):
+        _put(k, box, pointer, start, c, tile, atomic)
+
+
+def _put(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object) -> None:
+    value = as_type(tile.value(k.text, c), tile.dtype, view_dtype(box))
+    where = box.at(k.write, start, c)
+    if atomic is not None:
+        k.text.line(f"cute.arch.atomic_add({pointer} + ({where}), {value}, sem='relaxed', scope='gpu')")
+    else:
+        k.text.line(f"block.element({pointer}, {where})[0] = {value}")
+
+
+@handles("read_tensor")
+def _read_tensor(k: Kernel, s: Let) -> None:
+    view = k.view_of(s.args[0])
+    at = indices(s, s.op.param_names[1])
+    start = " + ".join(filter(None, [view.start(k.write) if view.offsets else "", view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at))]))
+    kind = dsl_type(s.result.type.dtype)  # type: ignore[union-attr]
+    k.names[s.result] = k.text.let(s.result.name, f"{kind}(block.element({k.pointer(view.base)}, {start})[0])")
+
+
+@handles("write_tensor")
+def _write_tensor(k: Kernel, s: Let) -> None:
+    view = k.view_of(s.args[0])
+    k.settle(view.base)
+    at = indices(s, s.op.param_names[1])
+    start = " + ".join(filter(None, [view.start(k.write) if view.offsets else "", view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at))]))
+    value = f"{DSL_TYPES[view_dtype(view).name]}({k.write(index(s.args[2]))})"  # type: ignore[arg-type]
+    with k.text.nested("if tid == 0:"):
+        k.text.line(f"block.element({k.pointer(view.base)}, {start})[0] = {value}")
+    k.text.line("cute.arch.sync_threads()")
+
+
+@handles("read_tile")
+def _read_tile(k: Kernel, s: Let) -> None:
+    tile = k.free(k.tile(s.args[0]))
+    at = tuple(f"({k.write(i)})" for i in indices(s, s.op.param_names[1]))
+    kind = dsl_type(s.result.type.dtype)  # type: ignore[union-attr]
+    k.names[s.result] = k.text.let(s.result.name, f"{kind}({tile.value(k.text, at)})")
+
+
+# ---------------------------------------------------------------------------------------------- reductions
+def _reduce(k: Kernel, s: Let) -> None:
+    t, x, out = k.text, k.tile(s.args[0]), result_type(s)
+    axis, how = rules.REDUCE[s.op.name]
+    if len(x.shape) != 2:
+        raise unsupported(s, "a reduction of a tile that has not two axes")
+    wide = FP32 if x.dtype.is_float else x.dtype
+    kind = DSL_TYPES[wide.name]
+    if isinstance(k.plan.of(s.result), Rows) and isinstance(x.layout, Fragment):
+        k.tiles[s.result] = row_statistic(k, s, x, x.layout, how)
+        return
+    dealt = x.layout if isinstance(x.layout, Dealt) and x.layout.rows == 1 and axis == 1 and how != "argmax" else None
+    if dealt is None:
+        x = k.free(x, "summand")
+    place = k.place(s.result.name, out.shape, out.dtype)
+    rows, cols = x.shape
+    t.line("cute.arch.sync_threads()")
+    if axis == 0:
+        c = t.unique("c")
+        with t.nested(f"for {c} in cutlass.range(tid, {cols}, {THREADS}, unroll=1):"):
+            total = t.let("total", start_of(how, wide))
+            r = t.unique("r")
+            with t.nested(f"for {r} in cutlass.range(0, Int32({x.valid[0]}), unroll=1):"):
+                value = f"{kind}({x.value(t, (r, c))})"
+                t.line(f"{total} = {combine(how, total, value)}")
+            t.line(f"block.element({place.name}, {c})[0] = {as_type(total, wide, out.dtype)}")
+        valid = ("1", x.valid[1])
+    else:
+        per_row = "warp" if rows > 1 else "block"
+        lanes, first = (32, "lane") if per_row == "warp" else (THREADS, "tid")
+        r = t.unique("r")
+        head = f"for {r} in cutlass.range(warp, Int32({x.valid[0]}), {WARPS}, unroll=1):" if per_row == "warp" else None
+
+        def body(row: str) -> None:
+            total = t.let("total", start_of(how, wide))
+            where = t.let("where", "Int32(2147483647)") if how == "argmax" else ""
+            if dealt is not None:
+                with k.fragments(dealt, guard=True) as (_, at):
+                    value = f"{kind}({x.value(t, at)})"
+                    if x.valid[1] == str(cols):
+                        t.line(f"{total} = {combine(how, total, value)}")
+                    else:
+                        with t.nested(f"if {at[1]} < {x.valid[1]}:"):
+                            t.line(f"{total} = {combine(how, total, value)}")
+                finish(row, total, where)
+                return
+            c = t.unique("c")
+            with t.nested(f"for {c} in cutlass.range({first}, Int32({x.valid[1]}), {lanes}, unroll=4):"):
+                value = t.let("value", f"{kind}({x.value(t, (row, c))})")
+                if how == "argmax":
+                    with t.nested(f"if {value} > {total}:"):
+                        t.line(f"{total} = {value}")
+                        t.line(f"{where} = Int32({c})")
+                else:
+                    t.line(f"{total} = {combine(how, total, value)}")
+            finish(row, total, where)
+
+        def finish(row: str, total: str, where: str) -> None:
+            if how == "argmax":
+                t.line(f"{total}, {where} = block.warp_argmax({total}, {where})")
+            else:
+                t.line(f"{total} = block.warp_{how}({total})")
+            if per_row == "block":
+                part = t.unique("part")
+                k.buffers.add(part, wide, WARPS)
+                spot = ""
+                if how == "argmax":
+                    spot = t.unique("spot")
+                    k.buffers.add(spot, INT32, WARPS)
+                with t.nested("if lane == 0:"):
+                    t.line(f"block.element({part}, warp)[0] = {total}")
+                    if spot:
+                        t.line(f"block.element({spot}, warp)[0] = {where}")
+                t.line("cute.arch.sync_threads()")
+                t.line(f"{total} = block.element({part}, 0)[0]")
+                if spot:
+                    t.line(f"{where} = block.element({spot}, 0)[0]")
+                w = t.unique("w")
+                with t.nested(f"for {w} in cutlass.range_constexpr(1, {WARPS}):"):
+                    other = t.let("other", f"block.element({part}, {w})[0]")
+                    if spot:
+                        at = t.let("at", f"block.element({spot}, {w})[0]")
+                        t.line(f"{total}, {where} = block.better({total}, {where}, {other}, {at})")
+                    else:
+                        t.line(f"{total} = {combine(how, total, other)}")
+            with t.nested("if lane == 0:" if per_row == "warp" else "if tid == 0:"):
+                result = where if how == "argmax" else as_type(total, wide, out.dtype)
+                t.line(f"block.element({place.name}, {row if row != '0' else 0})[0] = {result}")
+
+        if head is None:
+            body("0")
+        else:
+            with t.nested(head):
+                body(r)
+        valid = (x.valid[0], "1")
+    t.line("cute.arch.sync_threads()")
+    k.tiles[s.result] = k.from_shared(place, out.shape, k.static_valid(out, valid))
+
+
+def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Tile:
+    """Row sums or extremes of fragments: over a thread's own columns, its quad, then the warps in order."""
+    t = k.text
+    name = s.result.name
+    own = k.registers(f"{name}_own", FP32, (layout.rows, 1), Rows(layout), start_of(how, FP32))
+    with k.fragments(layout, guard=True) as (i, c):
+        spot = f"{own.registers}[{layout.row_of(i)}]"
+        step = f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}" if x.valid[1] == str(x.shape[1]) else ""
+        if step:
+            t.line(step)
+        else:
+            with t.nested(f"if {c[1]} < {x.valid[1]}:"):
+                t.line(f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}")
+    parts = t.unique(f"{name}_parts")
+    k.buffers.add(parts, FP32, layout.rows * WARPS)
+    t.line("cute.arch.sync_threads()")
+    with k.fragments(Rows(layout)) as (i, c):
+        total = t.let("total", f"block.quad_{how}({own.registers}[{i}])")
+        with t.nested("if lane % 4 == 0:"):
+            t.line(f"block.element({parts}, {c[0]} * {WARPS} + warp)[0] = {total}")
+    t.line("cute.arch.sync_threads()")
+    out = k.registers(name, FP32, (layout.rows, 1), Rows(layout))
+    with k.fragments(Rows(layout)) as (i, c):
+        total = t.let("total", f"block.element({parts}, {c[0]} * {WARPS})[0]")
+        for w in range(1, min(WARPS, layout.columns // 8)):
+            t.line(f"{total} = {combine(how, total, f'block.element({parts}, {c[0]} * {WARPS} + {w})[0]')}")
+        t.line(f"{out.registers}[{i}] = {total}")
+    return replace(out, valid=(x.valid[0], "1"))
+
+
+def start_of(how: str, dtype: DType) -> str:
+    if how == "sum":
+        return literal(0.0 if dtype.is_float else 0, dtype)
+    if dtype.is_float:
+        return f"Float32({'-' if how in ('max', 'argmax') else ''}float('inf'))"
+    high = 2 ** (dtype.bits - 1) - 1
+    return literal(-high - 1 if how in ("max", "argmax") else high, dtype)
+
+
+def combine(how: str, a: str, b: str) -> str:
+    return f"{a} + {b}" if how == "sum" else f"block.{'larger' if how == 'max' else 'smaller'}({a}, {b})"
+
+
+for _name in rules.REDUCE:
+    HANDLERS[_name] = _reduce
+
+
+# ---------------------------------------------------------------------------------------------- products
+@handles("matmul", "matmul_acc")
+def _matmul(k: Kernel, s: Let) -> None:
+    t, out = k.text, result_type(s)
+    accumulates = s.op.name == "matmul_acc"
+    if s.arg("a_trans"):
+        raise unsupported(s, "a_trans=True")
+    if accumulates and s.arg("init_cond") is not None:
+        raise unsupported(s, "init_cond")
+    a, b = k.keep(s.arg("lhs")), k.keep(s.arg("rhs"))
+    b_trans = bool(s.arg("b_trans"))
+    m, n = out.shape
+    depth = a.shape[1]
+    assert a.shared is not None and b.shared is not None
+    valid = k.static_valid(out, (a.valid[0], b.valid[0] if b_trans else b.valid[1]))
+    pair = f"{a.shared.name}, {a.shared.pitch}, {b.shared.name}, {b.shared.pitch}, {b_trans}"
+    layout = k.plan.of(s.result)
+    if layout is not None:
+        start = "" if accumulates else "Float32(0.0)"
+        sums = k.registers(s.result.name, FP32, out.shape, layout, start)
+        if accumulates:
+            acc = k.tile(s.arg("acc"))
+            acc = acc if acc.layout in (None, layout) else k.stored(acc, "acc")
+            with k.fragments(layout, guard=bool(acc.reads)) as (i, c):
+                t.line(f"{sums.registers}[{i}] = {acc.value(t, c)}")
+        t.line(f"block.mma_fragments({pair}, {sums.registers}, {m}, {n}, {depth})")
+        k.tiles[s.result] = replace(sums, valid=valid)
+        return
+    if out.dtype not in (FP32, INT32):
+        raise unsupported(s, f"a product of type {out.dtype}")
+    place = k.place(s.result.name, out.shape, out.dtype)
+    if accumulates:
+        k.fill(k.tile(s.arg("acc")), place, s.result)
+    else:
+        t.line("cute.arch.sync_threads()")
+    t.line(f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, {DSL_TYPES[out.dtype.name]})")
+    t.line("cute.arch.sync_threads()")
+    k.tiles[s.result] = k.from_shared(place, out.shape, valid)

@@ -1,0 +1,595 @@
+"""One region as a kernel: statements, loops and branches, and the places where tiles become values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from pypto_models.errors import InternalError
+from pypto_models.ir.expr import Const, DimVar, Expr, Var
+from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
+from pypto_models.ir.rewrite import uses
+from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
+
+from .layouts import THREADS, WARPS, Dealt, Fragment, Layout, Planner, Rows, Spread
+from .rules import unsupported
+from .scalars import DSL_TYPES, dsl_type, literal, scalar
+from .tensors import View
+from .text import Text
+from .tiles import Coordinates, Shared, Tile, inside
+
+UNROLL = 8  # of loops that only read scalars: their loads then wait together
+
+Handler = Callable[["Kernel", Let], None]
+
+
+@dataclass
+class Buffers:
+    """Tiles in shared memory, one place each."""
+
+    lines: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(self, name: str, dtype: DType, elements: int) -> None:
+        kind = DSL_TYPES[dtype.name]
+        self.lines.append(f"{name} = smem.allocate_tensor({kind}, cute.make_layout({elements}), 128).iterator")
+        self.bytes += -(-elements * dtype.bytes // 128) * 128
+
+
+class Kernel:
+    """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do."""
+
+    def __init__(self, views: Mapping[Var, View], handlers: Mapping[str, Handler], room: int = 0) -> None:
+        self.text = Text()
+        self.views = dict(views)
+        self.handlers = handlers
+        self.room = room  # bytes of shared memory for prefetched tiles
+        self.tiles: dict[Var, Tile] = {}
+        self.names: dict[Expr, str] = {}
+        self.buffers = Buffers()
+        self.ring_bytes = 0  # of the buffers: tiles that run ahead
+        self.pointers: dict[Var, str] = {}  # base tensors in order of first use
+        self.extents: dict[str, str] = {}  # run-time extents in order of first use
+        self.captured: dict[Var, str] = {}  # scalars that the launcher passes
+        self.uses: Counter[Expr] = Counter()
+        self.plan = Planner({}, False)
+        self.cursor: tuple[Layout, str, Coordinates] | None = None  # the fragment element being written
+
+    def run(self, prelude: Block, body: Block) -> None:
+        """The statements of a whole kernel."""
+        self.uses.update(uses((*prelude, *body)))
+        self.plan = Planner(self.uses, any(True for _ in operands_of(body)))
+        self.plan.block((*prelude, *body))
+        self.block((*prelude, *body))
+
+    # ------------------------------------------------------------------------------------------ names
+    def pointer(self, base: Var) -> str:
+        if base not in self.pointers:
+            self.pointers[base] = self.text.unique(base.name)
+        return self.pointers[base]
+
+    def read(self, x: Expr) -> str:
+        if isinstance(x, DimVar):
+            if x.name not in self.extents:
+                self.extents[x.name] = self.text.unique(x.name)
+            return self.extents[x.name]
+        if x not in self.names:
+            if not isinstance(x, Var):
+                raise InternalError(f"no name for {x!r}")
+            self.names[x] = self.captured[x] = self.text.unique(x.name)
+        return self.names[x]
+
+    def write(self, x: Expr) -> str:
+        return scalar(x, self.read)
+
+    def dim(self, d: int | Expr) -> str:
+        return str(d) if isinstance(d, int) else self.write(d)
+
+    # ------------------------------------------------------------------------------------------ statements
+    def block(self, body: Block) -> None:
+        for s in body:
+            self.stmt(s)
+
+    def stmt(self, s: Stmt) -> None:
+        if isinstance(s, Let):
+            self.let(s)
+        elif isinstance(s, Bind):
+            kind = dsl_type(s.value.dtype)
+            self.names[s.var] = self.text.let(s.var.name, f"{kind}({self.write(s.value)})")
+        elif isinstance(s, For):
+            self.loop(s)
+        elif isinstance(s, If):
+            self.branch(s)
+        else:
+            raise InternalError(f"{type(s).__name__} inside of a region")
+
+    def let(self, s: Let) -> None:
+        handler = self.handlers.get(s.op.name)
+        if handler is None:
+            raise unsupported(s, "no rule of this backend covers it")
+        handler(self, s)
+        for r in s.results:
+            tile = self.tiles.get(r)
+            # More than one reader: computed once, where the registers are at hand.  A load is read at once,
+            # so that the loads of a thread wait together.
+            if tile is not None and tile.layout is not None and (self.uses[r] > 1 or s.op.name == "load"):
+                self.tiles[r] = self.held(tile, r.name)
+
+    # ------------------------------------------------------------------------------------------ loops
+    def loop(self, s: For) -> None:
+        t = self.text
+        tiles: list[tuple[Var, Tile, Expr]] = []
+        scalars: list[tuple[Var, str, Expr]] = []
+        for c in s.carried:
+            if isinstance(c.param.type, TensorType):
+                if self.view_of(c.init) != self.view_of(c.next):
+                    raise InternalError(f"{c.param.name}: a loop in a region carries different tensors")
+                self.views[c.param] = self.views[c.result] = self.view_of(c.init)
+            elif isinstance(c.param.type, TileType):
+                layout = self.plan.of(c.param)
+                init = self.tile(c.init)
+                place = self.own(init, c.param, layout)
+                valid = self.static_valid(c.param.type, place.valid)
+                self.tiles[c.param] = self.tiles[c.result] = replace(place, valid=valid)
+                tiles.append((c.param, place, c.next))
+            else:
+                assert isinstance(c.param.type, ScalarType)
+                name = t.let(c.param.name, f"{dsl_type(c.param.type.dtype)}({self.write(c.init)})")
+                self.names[c.param] = self.names[c.result] = name
+                scalars.append((c.param, name, c.next))
+        bounds = [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
+        for var in operands_of(s.body):  # what every trip takes as it is, is made once
+            if var in self.tiles:
+                self.keep(var)
+        staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
+        if staged is not None:
+            staged.prologue(self, s, bounds)
+        var = t.unique(s.var.name)
+        self.names[s.var] = var
+        unroll = UNROLL if reads_only(s.body) else 1
+        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll={unroll}):"):
+            body = s.body if staged is None else staged.enter(self, s, var, bounds)
+            self.block(body)
+            nexts = []
+            for p, name, after in scalars:
+                assert isinstance(p.type, ScalarType)
+                nexts.append((name, t.let(f"next_{p.name}", f"{dsl_type(p.type.dtype)}({self.write(after)})")))
+            taken = {place.registers for _, place, _ in tiles}
+            new = [(p, place, self.settled(self.tile(n), place, taken)) for p, place, n in tiles]
+            for p, place, value in new:
+                self.assign(value, place, p)
+            for name, value in nexts:
+                t.line(f"{name} = {value}")
+            if staged is not None:
+                staged.leave(self)
+        if staged is not None:
+            t.line("cute.arch.cp_async_wait_group(0)")
+            t.line("cute.arch.sync_threads()")
+
+    def settled(self, tile: Tile, place: Tile, taken: set[str]) -> Tile:
+        """A loop's next value, held apart from what it will replace."""
+        if place.layout is not None:
+            return self.held(tile, "next", place.layout, fresh=tile.registers in taken)
+        return self.stored(tile)
+
+    def assign(self, value: Tile, place: Tile, var: Var) -> None:
+        if place.layout is not None:
+            with self.fragments(place.layout) as (i, at):
+                self.text.line(f"{place.registers}[{i}] = {value.at(self.text, at)}")
+        elif value.shared is not place.shared:
+            assert place.shared is not None
+            self.fill(value, place.shared, var)
+
+    def own(self, tile: Tile, var: Var, layout: Layout) -> Tile:
+        """A copy of the tile that a loop may overwrite."""
+        if layout is not None:
+            return self.held(tile, var.name, layout, fresh=True)
+        place = self.place(var.name, tile.shape, tile.dtype)
+        self.fill(tile, place, var)
+        return self.from_shared(place, tile.shape, tile.valid)
+
+    def static_valid(self, t: TileType, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(o if v is None else self.dim(v) for v, o in zip(t.valid, otherwise, strict=True))
+
+    def branch(self, s: If) -> None:
+        t = self.text
+        cond = f"Boolean({self.write(s.cond)})" if isinstance(s.cond, Const) else self.write(s.cond)
+        slots: list[tuple[Var, str | Tile]] = []
+        for m in s.merged:
+            v = m.result
+            if isinstance(v.type, TensorType):
+                if self.view_of(m.then) != self.view_of(m.orelse):
+                    raise InternalError(f"{v.name}: the branches in a region give different tensors")
+                self.views[v] = self.view_of(m.then)
+            elif isinstance(v.type, TileType):
+                layout = self.plan.of(v)
+                if layout is not None:
+                    zero = literal(0.0 if v.type.dtype.is_float else 0, v.type.dtype)
+                    slots.append((v, self.registers(v.name, v.type.dtype, v.type.shape, layout, zero)))
+                else:
+                    place = self.place(v.name, v.type.shape, v.type.dtype)
+                    slots.append((v, self.from_shared(place, v.type.shape, tuple(map(str, v.type.shape)))))
+            else:
+                assert isinstance(v.type, ScalarType)
+                kind = v.type.dtype
+                self.names[v] = t.let(v.name, literal(False if kind == BOOL else 0.0 if kind.is_float else 0, kind))
+                slots.append((v, self.names[v]))
+        arms = [(f"if {cond}:", s.then, "then")]
+        if s.orelse or s.merged:
+            arms.append(("else:", s.orelse, "orelse"))
+        valid: dict[Var, tuple[str, ...]] = {}
+        tiles = dict(self.tiles)
+        for head, body, side in arms:
+            with t.nested(head):
+                self.tiles = dict(tiles)
+                self.block(body)
+                values = {m.result: getattr(m, side) for m in s.merged}
+                for v, slot in slots:
+                    if isinstance(slot, Tile):
+                        tile = self.tile(values[v])
+                        self.assign(self.held(tile, v.name, slot.layout) if slot.layout is not None else tile, slot, v)
+                        valid[v] = tile.valid
+                    else:
+                        assert isinstance(v.type, ScalarType)
+                        t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
+        self.tiles = tiles
+        for v, slot in slots:
+            if isinstance(slot, Tile):
+                assert isinstance(v.type, TileType)
+                self.tiles[v] = replace(slot, valid=self.static_valid(v.type, valid[v]))
+
+    # ------------------------------------------------------------------------------------------ tiles
+    def tile(self, x: Arg) -> Tile:
+        if not isinstance(x, Var) or x not in self.tiles:
+            raise InternalError(f"{x!r} is no tile of this kernel")
+        return self.tiles[x]
+
+    def view_of(self, x: Arg) -> View:
+        if not isinstance(x, Var) or x not in self.views:
+            raise InternalError(f"{x!r} is no tensor of this kernel")
+        return self.views[x]
+
+    # --- registers
+    @contextmanager
+    def fragments(self, layout: Spread | Rows, guard: bool = False) -> Iterator[tuple[str, Coordinates]]:
+        """A loop over the elements of a layout that this thread holds: its index and coordinates."""
+        t = self.text
+        i, r = t.unique("i"), t.unique("r")
+        outer = self.cursor
+        with t.nested(f"for {i} in cutlass.range_constexpr({layout.registers}):"):
+            if isinstance(layout, Rows):
+                t.line(f"{r} = {layout.of.row(i)}")
+                self.cursor = (layout, i, (r, "0"))
+                yield i, (r, "0")
+            else:
+                c = t.unique("c")
+                row, column = layout.coordinates(i)
+                t.line(f"{r} = {row}")
+                t.line(f"{c} = {column}")
+                self.cursor = (layout, i, (r, c))
+                if guard and layout.guard is not None:
+                    with t.nested(f"if {layout.guard.format(r=r, c=c)}:"):
+                        yield i, (r, c)
+                else:
+                    yield i, (r, c)
+        self.cursor = outer
+
+    def registers(self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Rows, start: str = "") -> Tile:
+        """A tile in registers, not yet written (or filled with ``start``)."""
+        reg = self.text.let(f"{name}_regs", f"cute.make_rmem_tensor(cute.make_layout({layout.registers}), {DSL_TYPES[dtype.name]})")
+        if start:
+            self.text.line(f"{reg}.fill({start})")
+
+        def at(text: Text, c: Coordinates) -> str:
+            if self.cursor is None or (len(shape) > 1 and shape[0] > 1 and self.cursor[2][0] != c[0]):
+                raise InternalError(f"{name} is asked for an element that this thread may not hold")
+            held, i, (row, column) = self.cursor
+            if isinstance(layout, Rows):
+                if held == layout:
+                    return f"{reg}[{i}]"
+                if held != layout.of:
+                    raise InternalError(f"{name} is asked for beside another tile than its own")
+                return f"{reg}[{layout.of.row_of(i)}]"
+            if held != layout or c[1] != column:
+                raise InternalError(f"{name} is asked for another element than this thread's")
+            return f"{reg}[{i}]"
+
+        return Tile(shape, dtype, tuple(map(str, shape)), at, layout=layout, registers=reg)
+
+    def held(self, tile: Tile, name: str, layout: Layout = None, fresh: bool = False) -> Tile:
+        """The tile in registers; a FREE one takes ``layout``, and ``fresh`` ones are no other tile's."""
+        layout = layout or tile.layout
+        assert layout is not None
+        if tile.registers and tile.layout == layout and not fresh:
+            return tile
+        new = replace(self.registers(name, tile.dtype, tile.shape, layout), valid=tile.valid)
+        with self.fragments(layout, guard=bool(tile.reads)) as (i, at):
+            value = self.guarded(tile, at) if tile.reads else tile.value(self.text, at)
+            self.text.line(f"{new.registers}[{i}] = {value}")
+        return new
+
+    # --- shared memory
+    def place(self, name: str, shape: tuple[int, ...], dtype: DType, stages: int = 1) -> Shared:
+        """A new buffer; two-byte rows are padded by 16 bytes, so that rows start in different banks."""
+        pitch = padded_pitch(shape[-1], dtype)
+        rows = 1
+        for d in shape[:-1]:
+            rows *= d
+        pointer = self.text.unique(f"{name}_tile")
+        self.buffers.add(pointer, dtype, stages * rows * pitch)
+        return Shared(pointer, dtype, pitch)
+
+    def from_shared(self, place: Shared, shape: tuple[int, ...], valid: tuple[str, ...]) -> Tile:
+        def at(text: Text, c: Coordinates) -> str:
+            return f"block.element({place.name}, {offset(c, shape, place.pitch)})[0]"
+
+        return Tile(shape, place.dtype, valid, at, shared=place)
+
+    def fill(self, tile: Tile, place: Shared, name: Var | str) -> None:
+        """Write a tile's elements into a buffer, all threads together, between barriers."""
+        t = self.text
+        t.line("cute.arch.sync_threads()")
+        if tile.plain is not None and vectors(tile, place):
+            t.line(copy_call(tile, place, place.name))
+            t.line("cute.arch.cp_async_commit_group()")
+            t.line("cute.arch.cp_async_wait_group(0)")
+        elif tile.layout is not None:
+            with self.fragments(tile.layout, guard=True) as (i, at):
+                if isinstance(tile.layout, Rows):
+                    with t.nested(f"if {tile.layout.of.leads.format(n=i, r=at[0])}:"):
+                        t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}")
+                else:
+                    t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}")
+        else:
+            with self.elements(tile.shape) as at:
+                value = self.guarded(tile, at)
+                t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {value}")
+        t.line("cute.arch.sync_threads()")
+
+    @contextmanager
+    def elements(self, shape: tuple[int, ...]) -> Iterator[Coordinates]:
+        """A loop over all elements, dealt to the threads in row-major order."""
+        count = 1
+        for d in shape:
+            count *= d
+        i = self.text.unique("i")
+        with self.text.nested(f"for {i} in cutlass.range(tid, {count}, {THREADS}, unroll={2 if count > THREADS else 1}):"):
+            yield self.split_index(i, shape)
+
+    def guarded(self, tile: Tile, at: Coordinates) -> str:
+        """The element, or zero where the tile has none."""
+        test = inside(tile, at)
+        if test is None:
+            return tile.value(self.text, at)
+        out = self.text.let("v", literal(0.0 if tile.dtype.is_float else 0, tile.dtype))
+        with self.text.nested(f"if {test}:"):
+            self.text.line(f"{out} = {tile.value(self.text, at)}")
+        return out
+
+    def split_index(self, i: str, shape: tuple[int, ...]) -> Coordinates:
+        """Coordinates of the i-th element, row-major."""
+        out: list[str] = []
+        step = 1
+        for n, d in enumerate(reversed(shape)):
+            outermost = all(x == 1 for x in shape[: len(shape) - n - 1])
+            if d == 1:
+                out.append("0")
+            else:
+                text = i if step == 1 else f"{i} // {step}"
+                out.append(self.text.let("c", text if outermost else f"{text} % {d}"))
+            step *= d
+        return tuple(reversed(out))
+
+    def stored(self, tile: Tile, name: str = "value") -> Tile:
+        """The tile, in shared memory."""
+        if tile.shared is not None:
+            return tile
+        place = self.place(name, tile.shape, tile.dtype)
+        self.fill(tile, place, name)
+        return self.from_shared(place, tile.shape, tile.valid)
+
+    def keep(self, var: Arg) -> Tile:
+        """The tile of a variable, from here on in shared memory."""
+        tile = self.stored(self.tile(var), getattr(var, "name", "value"))
+        self.tiles[var] = tile  # type: ignore[index]
+        return tile
+
+    def free(self, tile: Tile, name: str = "value") -> Tile:
+        """A tile that any thread may ask for any element of."""
+        return tile if tile.layout is None else self.stored(tile, name)
+
+    def settle(self, written: Var) -> None:
+        """Before a write to a tensor: what still reads from it is read now."""
+        for var, tile in list(self.tiles.items()):
+            if written in tile.reads and self.uses[var] > 0:
+                self.tiles[var] = self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
+
+
+def padded_pitch(columns: int, dtype: DType) -> int:
+    return columns + 8 if dtype.bytes == 2 and columns % 16 == 0 else columns
+
+
+def vectors(tile: Tile, place: Shared) -> bool:
+    """Whether a load can go to shared memory in 16-byte pieces."""
+    per = 16 // tile.dtype.bytes
+    whole = tile.valid[-1] == str(tile.shape[-1])
+    return len(tile.shape) == 2 and whole and tile.shape[1] % per == 0 and place.pitch % per == 0
+
+
+def copy_call(tile: Tile, place: Shared, to: str) -> str:
+    assert tile.plain is not None
+    pointer, pitch = tile.plain
+    return (
+        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({tile.valid[0]}), "
+        f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
+    )
+
+
+def offset(at: Coordinates, shape: tuple[int, ...], pitch: int) -> str:
+    """The element of a coordinate in a row-major buffer whose last axis has ``pitch`` elements."""
+    strides = strides_of(shape, pitch)
+    parts = [c if s == 1 else f"{c} * {s}" for c, s in zip(at, strides, strict=True) if c != "0"]
+    return " + ".join(parts) or "0"
+
+
+def strides_of(shape: tuple[int, ...], pitch: int) -> list[int]:
+    out, step = [1], pitch
+    for d in reversed(shape[:-1]):
+        out.append(step)
+        step *= d
+    return list(reversed(out))
+
+
+def reads_only(body: Block) -> bool:
+    """True if a loop body makes scalars and nothing else."""
+    for s in body:
+        if isinstance(s, If):
+            if not (reads_only(s.then) and reads_only(s.orelse)):
+                return False
+        elif isinstance(s, Let):
+            if s.op.name != "read_tensor":
+                return False
+        elif not isinstance(s, Bind):
+            return False
+    return True
+
+
+def operands_of(body: Block) -> Iterator[Var]:
+    """The operands of the products in a block."""
+    for s in body:
+        if isinstance(s, If):
+            yield from operands_of(s.then)
+            yield from operands_of(s.orelse)
+        elif isinstance(s, For):
+            yield from operands_of(s.body)
+        elif isinstance(s, Let) and s.op.name in ("matmul", "matmul_acc"):
+            yield from (x for x in (s.arg("lhs"), s.arg("rhs")) if isinstance(x, Var))
+
+
+# ---------------------------------------------------------------------------------------------- prefetch
+@dataclass
+class Staged:
+    """A loop whose loads run ahead of it: a ring of ``stages`` slots in shared memory for each load.
+
+    A load may run ahead if its address depends on the loop variable, memory that the loop does not write and
+    values from outside, but on nothing that the loop carries.
+    """
+
+    loads: tuple[Let, ...]
+    scalars: tuple[Stmt, ...]  # what the addresses need, in order
+    stages: int
+    places: dict[Var, Shared] = field(default_factory=dict)
+    slot: str = ""
+
+    @staticmethod
+    def plan(k: Kernel, s: For) -> Staged | None:
+        carried = {c.param for c in s.carried}
+        local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
+            st.var for st in s.body if isinstance(st, Bind)
+        }
+        written = {st.arg("target") for st in s.body if isinstance(st, Let) and st.op.name == "store"}
+        ready: set[Expr] = {s.var}
+        scalars: list[Stmt] = []
+        loads: list[Let] = []
+
+        def known(st: Stmt) -> bool:
+            needs = {v for v in uses((st,)) if isinstance(v, Var)}
+            return not (needs & carried) and all(v in ready for v in needs & local)
+
+        for st in s.body:
+            if isinstance(st, Bind) and known(st):
+                scalars.append(st)
+                ready.add(st.var)
+            elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
+                scalars.append(st)
+                ready.add(st.result)
+            elif isinstance(st, Let) and st.op.name == "load" and known(st) and st.arg("t") not in written:
+                t = st.result.type
+                assert isinstance(t, TileType)
+                per = 16 // t.dtype.bytes
+                if t.rank == 2 and t.shape[1] % per == 0 and k.uses[st.result] and _staged_use(s.body, st.result):
+                    loads.append(st)
+        if not loads:
+            return None
+        one = 0
+        for load in loads:
+            t = load.result.type
+            assert isinstance(t, TileType)
+            one += t.shape[0] * padded_pitch(t.shape[1], t.dtype) * t.dtype.bytes
+        stages = min(4, k.room // one)
+        return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
+
+    def issue(self, k: Kernel, s: For, var: str, stop: str, slot: str) -> None:
+        """Begin the loads of iteration ``var`` into ``slot``; an iteration that is not there begins nothing."""
+        names = dict(k.names)
+        with k.text.nested(f"if {var} < {stop}:"):
+            k.names[s.var] = var
+            k.block(self.scalars)
+            for load in self.loads:
+                k.handlers["load"](k, load)
+                tile = k.tiles.pop(load.result)
+                place = self.places[load.result]
+                if tile.plain is None or not vectors(tile, place):
+                    raise InternalError(f"the load of {load.result.name} cannot run ahead")
+                size = tile.shape[0] * place.pitch
+                k.text.line(copy_call(tile, place, f"{place.name} + {slot} * {size}"))
+        k.text.line("cute.arch.cp_async_commit_group()")
+        k.names = names
+
+    def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
+        t = k.text
+        t.line("cute.arch.sync_threads()")
+        for load in self.loads:
+            kind = load.result.type
+            assert isinstance(kind, TileType)
+            before = k.buffers.bytes
+            self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, self.stages)
+            k.ring_bytes += k.buffers.bytes - before
+        start, stop, step = bounds
+        for d in range(self.stages - 1):
+            ahead = t.let("ahead", f"{start} + {d} * {step}")
+            self.issue(k, s, ahead, stop, str(d))
+        self.slot = t.let("slot", "Int32(0)")
+
+    def enter(self, k: Kernel, s: For, var: str, bounds: list[str]) -> Block:
+        """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
+        t = k.text
+        t.line(f"cute.arch.cp_async_wait_group({self.stages - 2})")
+        t.line("cute.arch.sync_threads()")
+        into = t.let("into", f"{self.slot} + {self.stages - 1}")
+        with t.nested(f"if {into} >= {self.stages}:"):
+            t.line(f"{into} = {into} - {self.stages}")
+        ahead = t.let("ahead", f"{var} + {self.stages - 1} * {bounds[2]}")
+        self.issue(k, s, ahead, bounds[1], into)
+        k.names[s.var] = var
+        k.block(self.scalars)
+        for load in self.loads:
+            k.handlers["load"](k, load)
+            lazy = k.tiles[load.result]
+            place = self.places[load.result]
+            size = lazy.shape[0] * place.pitch
+            here = t.let(f"{load.result.name}_now", f"{place.name} + {self.slot} * {size}")
+            k.tiles[load.result] = k.from_shared(replace(place, name=here), lazy.shape, lazy.valid)
+        done = {id(x) for x in (*self.scalars, *self.loads)}
+        return tuple(x for x in s.body if id(x) not in done)
+
+    def leave(self, k: Kernel) -> None:
+        k.text.line(f"{self.slot} = {self.slot} + 1")
+        with k.text.nested(f"if {self.slot} == {self.stages}:"):
+            k.text.line(f"{self.slot} = Int32(0)")
+
+
+def _staged_use(body: Block, var: Var) -> bool:
+    """Whether a product of the loop takes the tile as it is loaded, possibly moved."""
+    names = {var}
+    for s in body:
+        if isinstance(s, Let) and s.op.name == "move" and s.args[0] in names:
+            names.add(s.result)
+        if isinstance(s, Let) and s.op.name in ("matmul", "matmul_acc") and names & {s.arg("lhs"), s.arg("rhs")}:
+            return True
+        if isinstance(s, If) and (_staged_use(s.then, var) or _staged_use(s.orelse, var)):
+            return True
+    return False
+

@@ -1,0 +1,253 @@
+"""Where the elements of a tile live: with the threads that hold a product's fragments, dealt out, or anywhere.
+
+A product leaves its sums in the registers of ``mma.m16n8k16`` (FRAGMENT): thread (g, t) of a warp holds rows g
+and g + 8, columns 2 t and 2 t + 1 of each 16 x 8 piece, and the warps take the pieces of a row in turn.  A tile
+that a region loads to compute on, or that a loop carries, is dealt to the threads in runs of neighbouring
+elements (DEALT).  What is computed elementwise from such a tile stays with it, and a column beside it, such as
+a row statistic, becomes one value in every thread that holds elements of the row.  Everything else is FREE:
+written where it is needed, or kept in shared memory.  The planner finds, for each tile of a region, which of
+these it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pypto_models.ir.expr import Expr, Var
+from pypto_models.ir.nodes import Block, For, If, Let
+from pypto_models.ir.types import BF16, FP32, TileType
+
+WARPS = 8
+THREADS = 32 * WARPS
+MOST = 128  # registers of the fragments of one tile
+MOST_DEALT = 32  # of a tile that is dealt out
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """The tile [rows, columns] in MMA fragments over the warps of a block."""
+
+    rows: int
+    columns: int
+
+    @property
+    def pieces(self) -> int:
+        """16 x 8 pieces of a row of pieces that one warp holds."""
+        return -(-self.columns // 8 // WARPS)
+
+    @property
+    def registers(self) -> int:
+        return self.rows // 16 * self.pieces * 4
+
+    @property
+    def row_registers(self) -> int:
+        """Rows of which a thread holds elements."""
+        return self.rows // 8
+
+    @property
+    def guard(self) -> str | None:
+        """The condition that element ``{c}`` of the last piece exists; None if all do."""
+        return None if self.columns // 8 % WARPS == 0 else f"{{c}} < {self.columns}"
+
+    def row_of(self, i: str) -> str:
+        """The place of element ``i``'s row among the thread's rows."""
+        return f"2 * ({i} // {4 * self.pieces}) + {i} % 4 // 2"
+
+    def coordinates(self, i: str) -> tuple[str, str]:
+        per = 4 * self.pieces
+        row = f"lane // 4 + 16 * ({i} // {per}) + 8 * ({i} % 4 // 2)"
+        return row, f"8 * (warp + {WARPS} * ({i} % {per} // 4)) + 2 * (lane % 4) + {i} % 2"
+
+    def row(self, n: str) -> str:
+        """The ``n``-th row of the thread."""
+        return f"lane // 4 + 8 * {n}"
+
+    @property
+    def leads(self) -> str:
+        """True in one of the threads that hold the ``n``-th row."""
+        return "(warp == 0) & (lane % 4 == 0)"
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """The tile [rows, columns] dealt to all threads, ``run`` neighbours of a row at a time."""
+
+    rows: int
+    columns: int
+    run: int
+
+    @staticmethod
+    def of(shape: tuple[int, ...]) -> Dealt | None:
+        """Runs as long as 16 bytes of a 2-byte type, where there are enough elements; None for too many."""
+        if len(shape) != 2 or shape[1] == 1:
+            return None
+        rows, columns = shape
+        run = next(n for n in (8, 4, 2, 1) if columns % n == 0 and (rows * columns >= n * THREADS or n == 1))
+        layout = Dealt(rows, columns, run)
+        return layout if layout.registers <= MOST_DEALT else None
+
+    @property
+    def registers(self) -> int:
+        return -(-self.rows * self.columns // (self.run * THREADS)) * self.run
+
+    @property
+    def row_registers(self) -> int:
+        return self.registers // self.run
+
+    @property
+    def guard(self) -> str | None:
+        return None if self.rows * self.columns % (self.run * THREADS) == 0 else f"{{r}} < {self.rows}"
+
+    def row_of(self, i: str) -> str:
+        return f"{i} // {self.run}"
+
+    def coordinates(self, i: str) -> tuple[str, str]:
+        at = self._at(f"{i} // {self.run}")
+        row = "Int32(0)" if self.rows == 1 and self.guard is None else f"{at} // {self.columns}"
+        column = at if self.rows == 1 else f"{at} % {self.columns}"
+        return row, column if self.run == 1 else f"{column} + {i} % {self.run}"
+
+    def row(self, n: str) -> str:
+        return f"{self._at(n)} // {self.columns}"
+
+    def _at(self, n: str) -> str:
+        start = f"(tid + {THREADS} * ({n}))"
+        return start if self.run == 1 else f"({start} * {self.run})"
+
+    @property
+    def leads(self) -> str:
+        return f"({self._at('{n}')} % {self.columns} == 0) & ({{r}} < {self.rows})"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A column beside ``of``: each thread holds the values of the rows of which it holds elements."""
+
+    of: Fragment | Dealt
+
+    @property
+    def registers(self) -> int:
+        return self.of.row_registers
+
+
+Spread: TypeAlias = "Fragment | Dealt"
+Layout: TypeAlias = "Fragment | Dealt | Rows | None"  # None: FREE
+
+POINTWISE = frozenset({
+    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "cast",
+    "cmp", "move", "set_validshape", "fillpad", "row_expand_add", "row_expand_sub", "row_expand_mul",
+    "row_expand_div", "col_expand_add", "col_expand_sub", "col_expand_mul", "col_expand_div", "row_expand",
+    "col_expand",
+})  # fmt: skip
+ROW_STATISTICS = frozenset({"row_sum", "row_max", "row_min"})
+
+
+def product_layout(let: Let) -> Layout:
+    """The fragments of a product that tensor cores take, else FREE."""
+    out, a, b = let.result.type, *(let.arg(n).type for n in ("lhs", "rhs"))  # type: ignore[union-attr]
+    assert isinstance(out, TileType) and isinstance(a, TileType) and isinstance(b, TileType)
+    rows, columns = out.shape
+    depth = a.shape[1]
+    if let.arg("a_trans") or not (a.dtype == b.dtype == BF16 and out.dtype == FP32):
+        return None
+    if rows % 16 or columns % 8 or depth % 16:
+        return None
+    layout = Fragment(rows, columns)
+    return layout if layout.registers <= MOST else None
+
+
+def join(a: Layout, b: Layout) -> Layout:
+    """The layout of a value that is one or the other; FREE values adapt."""
+    return a if b is None or a == b else b if a is None else None
+
+
+class Planner:
+    """Layouts by variable; ``of(var)`` is FREE for one that it never saw.
+
+    ``uses`` counts readers.  Where no product gives the layout, tiles that are loaded are dealt out.
+    """
+
+    def __init__(self, uses: Mapping[Expr, int], products: bool) -> None:
+        self.layouts: dict[Var, Layout] = {}
+        self.uses = uses
+        self.products = products
+
+    def of(self, x: object) -> Layout:
+        return self.layouts.get(x) if isinstance(x, Var) else None
+
+    def block(self, body: Block) -> None:
+        for s in body:
+            if isinstance(s, Let):
+                for r in s.results:
+                    if isinstance(r.type, TileType):
+                        self.layouts[r] = self.let(s, r.type)
+            elif isinstance(s, For):
+                self.loop(s)
+            elif isinstance(s, If):
+                self.block(s.then)
+                self.block(s.orelse)
+                for m in s.merged:
+                    if isinstance(m.result.type, TileType):
+                        self.layouts[m.result] = join(self.of(m.then), self.of(m.orelse))
+
+    def loop(self, s: For) -> None:
+        """What a loop carries lives where its next value does, found by repeating the body."""
+        carried = {c.param: c for c in s.carried if isinstance(c.param.type, TileType)}
+        start = {p: self.of(c.init) for p, c in carried.items()}
+        found = self.settle(s, start)
+        if not self.products and all(x is None or isinstance(x, Dealt) for x in found.values()):
+            widest = max((p.type for p in carried if isinstance(p.type, TileType)), key=lambda t: t.elements, default=None)
+            beside = Dealt.of(widest.shape) if widest is not None else None
+            if beside is not None:
+                dealt: dict[Var, Layout] = {p: placed(p.type, beside) for p in carried}  # type: ignore[arg-type]
+                if self.settle(s, dealt) == dealt:
+                    found = dealt
+        self.settle(s, found)
+        for c in carried.values():
+            self.layouts[c.result] = self.of(c.param)
+
+    def settle(self, s: For, start: Mapping[Var, Layout]) -> dict[Var, Layout]:
+        """The layouts of what the loop carries, from ``start`` on, when another trip changes nothing."""
+        now = dict(start)
+        tiles = [c for c in s.carried if isinstance(c.param.type, TileType)]
+        for _ in range(len(tiles) + 2):
+            self.layouts.update(now)
+            self.block(s.body)
+            after = {c.param: join(self.of(c.next), now[c.param]) for c in tiles}
+            if after == now:
+                break
+            now = after
+        self.layouts.update(now)
+        return now
+
+    def let(self, s: Let, t: TileType) -> Layout:
+        name = s.op.name
+        if name in ("matmul", "matmul_acc"):
+            return product_layout(s)
+        if name == "load":
+            return None if self.products else Dealt.of(t.shape)
+        if name in ROW_STATISTICS:
+            x = self.of(s.args[0])
+            return Rows(x) if isinstance(x, Fragment) else None
+        if name not in POINTWISE:
+            return None
+        first = self.of(s.args[0])
+        second = self.of(s.args[1]) if len(s.args) > 1 else None
+        if name.startswith("row_expand"):
+            if first is None and isinstance(second, Rows) and t.shape == (second.of.rows, second.of.columns):
+                return second.of
+            return first
+        if name.startswith("col_expand"):
+            if first is None and isinstance(second, Dealt) and t.shape == (1, second.columns):
+                return second
+            return first
+        return join(first, second)
+
+
+def placed(t: TileType, beside: Dealt) -> Layout:
+    """The layout of a tile that a loop carries together with one dealt as ``beside``."""
+    if t.shape == (beside.rows, beside.columns):
+        return beside
+    return Rows(beside) if t.shape == (beside.rows, 1) else None

@@ -1,0 +1,116 @@
+"""Which regions are a streamed product: weights past the rows of a batch, then an elementwise epilogue.
+
+The region's block is only a unit of meaning: column j of block n is column ``n * width + j`` of the grid, and
+any run of 8 of them is a unit of work.  What a block needs for its columns, the first weight row and the
+epilogue's operands, is evaluated at the unit's block; so nothing has to be affine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pypto_models.ir.expr import Binary, Const, Expr, Var, as_dim, index
+from pypto_models.ir.nodes import Block, For, If, Let, LoopKind, Region
+from pypto_models.ir.types import BF16, FP32, Dim, TileType
+
+UNIT = 8
+ROWS = 16
+LAZY = frozenset({
+    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "cast",
+    "row_expand_add", "row_expand_sub", "row_expand_mul", "row_expand_div", "col_expand_add", "col_expand_sub",
+    "col_expand_mul", "col_expand_div", "row_expand", "col_expand", "cmp", "full", "load", "move", "store",
+    "set_validshape", "fillpad", "extract",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matched region: ``results[i]`` = rows of ``x`` @ rows of ``weights[i]``, over the whole contraction."""
+
+    block: Var
+    blocks: Expr
+    width: int  # columns of a block
+    depth: int
+    x: Let
+    weights: tuple[Let, ...]
+    results: tuple[Var, ...]
+    before: Block  # of the region, ahead of the K loop
+    epilogue: Block
+
+
+def match(region: Region) -> Product | str:
+    """The product, or why the region is none."""
+    if region.block is None or region.count is None:
+        return "it has no grid"
+    loops = [i for i, s in enumerate(region.body) if isinstance(s, For)]
+    if len(loops) != 1:
+        return "it has not exactly one loop"
+    loop = region.body[loops[0]]
+    assert isinstance(loop, For)
+    before, after = region.body[: loops[0]], region.body[loops[0] + 1 :]
+    for s in after:
+        if not isinstance(s, Let) or s.op.name not in LAZY:
+            return f"line {s.span.line}: {s.op.name if isinstance(s, Let) else type(s).__name__} is not elementwise"
+    if loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE) or loop.start != index(0) or loop.step != index(1):
+        return "its loop does not count from 0 in steps of 1"
+    if not isinstance(loop.stop, Const):
+        return "its trip count is not constant"
+    lets = {r: s for s in loop.body if isinstance(s, Let) for r in s.results}
+    products: dict[Var, tuple[Let, Let]] = {}
+    for s in loop.body:
+        if isinstance(s, If):
+            if s.cond != Binary("==", loop.var, Const(0)):
+                return f"line {s.span.line}: a condition inside of the loop"
+            first = {r: t for t in s.then if isinstance(t, Let) for r in t.results}
+            rest = {r: t for t in s.orelse if isinstance(t, Let) for r in t.results}
+            for m in s.merged:
+                begin, then = first.get(m.then), rest.get(m.orelse)  # type: ignore[arg-type]
+                if begin is None or then is None or (begin.op.name, then.op.name) != ("matmul", "matmul_acc"):
+                    return f"line {s.span.line}: a branch that is not the start of an accumulator"
+                if (begin.arg("lhs"), begin.arg("rhs")) != (then.arg("lhs"), then.arg("rhs")):
+                    return f"line {s.span.line}: the first step differs from the others"
+                products[m.result] = (begin, then)
+        elif not isinstance(s, Let) or s.op.name not in ("load", "move"):
+            return f"line {s.span.line}: it does more than load inside of the loop"
+    results, weights, rows = [], [], []
+    for c in loop.carried:
+        if c.next not in products:
+            return f"it carries {c.param.name}, which is not an accumulator"
+        begin, then = products[c.next]  # type: ignore[index]
+        if then.arg("acc") is not c.param or begin.arg("a_trans") or not begin.arg("b_trans"):
+            return f"line {begin.span.line}: weights that are not [out, in]"
+        x, w = (lets.get(begin.arg(n)) for n in ("lhs", "rhs"))  # type: ignore[call-overload]
+        if x is None or w is None or x.op.name != "load" or w.op.name != "load":
+            return f"line {begin.span.line}: an operand that is not loaded in the loop"
+        rows.append(x)
+        weights.append(w)
+        results.append(c.result)
+    if not results or any(x is not rows[0] for x in rows):
+        return "its accumulators take different rows"
+    x = rows[0]
+    xt, wt = x.result.type, weights[0].result.type
+    assert isinstance(xt, TileType) and isinstance(wt, TileType)
+    if xt.dtype != BF16 or any(w.result.type.dtype != BF16 for w in weights) or any(r.type.dtype != FP32 for r in results):  # type: ignore[union-attr]
+        return "its operands are not bf16 with fp32 sums"
+    height, step = xt.shape
+    if any(w.result.type.shape != wt.shape for w in weights):  # type: ignore[union-attr]
+        return "its weight tiles differ in shape"
+    if height > ROWS or wt.shape[0] % UNIT or any(w.args[0] is not weights[0].args[0] for w in weights):
+        return "its tile is not 16 rows, or its weights are in different tensors"
+    along = Binary("*", loop.var, Const(step)) if step != 1 else loop.var
+    for load in (x, *weights):
+        at = load.arg("offset")
+        if not isinstance(at, tuple) or len(at) != 2 or at[1] != along or load.arg("drop_dims") or load.arg("pad_value"):
+            return f"line {load.span.line}: a load that does not walk the columns"
+        base: Dim = load.args[0].type.shape[1]  # type: ignore[union-attr]
+        if not isinstance(base, int) or base % 8:
+            return f"line {load.span.line}: rows of run-time length"
+        limits = load.arg("valid_shape")
+        if isinstance(limits, tuple) and as_dim(limits[1]) != step:  # type: ignore[arg-type]
+            return f"line {load.span.line}: a ragged contraction"
+    if x.arg("offset")[0] != index(0):  # type: ignore[index]
+        return "its rows do not start at 0"
+    depth = int(loop.stop.value) * step
+    return Product(
+        region.block, region.count, wt.shape[0], depth, x, tuple(weights), tuple(results), before, after
+    )

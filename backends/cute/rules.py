@@ -1,0 +1,58 @@
+"""What each op is on a GPU: the element of its result in terms of the elements of its operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pypto_models.errors import Diag, user_error
+from pypto_models.ir.nodes import Let
+from pypto_models.ir.types import FP32, DType
+
+from .scalars import DSL_TYPES
+
+BINARY: dict[str, str] = {
+    "add": "({a} + {b})", "sub": "({a} - {b})", "mul": "({a} * {b})", "div": "({a} / {b})",
+    "maximum": "block.larger({a}, {b})", "minimum": "block.smaller({a}, {b})",
+}  # fmt: skip
+
+UNARY: dict[str, str] = {
+    "neg": "(-{a})",
+    "abs": "block.larger({a}, -{a})",
+    "exp": "cute.math.exp({a})",
+    "log": "cute.math.log({a})",
+    "sqrt": "cute.math.sqrt({a})",
+    "rsqrt": "(Float32(1.0) / cute.math.sqrt({a}))",
+    "recip": "(Float32(1.0) / {a})",
+}
+
+COMPARE = ("==", "!=", "<", "<=", ">", ">=")
+
+SHAPE_ONLY = ("reshape", "transpose", "set_validshape", "fillpad", "move", "extract", "insert", "cast", "full")
+REDUCE = {
+    "row_sum": (1, "sum"), "row_max": (1, "max"), "row_min": (1, "min"), "row_argmax": (1, "argmax"),
+    "col_sum": (0, "sum"), "col_max": (0, "max"), "col_min": (0, "min"),
+}  # fmt: skip
+START = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
+
+
+def wide(dtype: DType) -> str:
+    """The type that arithmetic on ``dtype`` runs in: narrow floats compute in fp32, integers as they are."""
+    return "Float32" if dtype.is_float else DSL_TYPES[dtype.name]
+
+
+def unsupported(let: Let, why: str) -> Exception:
+    """The error for an op that this backend has no lowering for."""
+    return user_error(
+        Diag.BACKEND_OP, let.span, op=let.op.name, backend="cute", why=why,
+        fix="write it with other ops, or run it on another backend",
+    )  # fmt: skip
+
+
+def arithmetic(template: str, result: DType, *operands: tuple[str, DType]) -> str:
+    """An elementwise op: operands widened, the result rounded once to its type."""
+    names = dict(zip("ab", (f"{wide(result)}({v})" if d != FP32 or result != FP32 else v for v, d in operands), strict=False))
+    value = template.format(**names)
+    return value if DSL_TYPES[result.name] == wide(result) else f"{DSL_TYPES[result.name]}({value})"
+
+
+Rule = Callable[..., str]

@@ -1,0 +1,73 @@
+"""Tensors in global memory: a base pointer, an element offset and strides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pypto_models.ir.expr import Const, Expr, Var, as_dim, binary, dim_expr, index
+from pypto_models.ir.types import Dim, TensorType
+
+Write = Callable[[Expr], str]
+"""Gives the text of a scalar expression."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor or a view of one.  ``offsets`` are pairs (index, stride) whose products sum up to its start."""
+
+    base: Var
+    shape: tuple[Dim, ...]
+    strides: tuple[Expr, ...]
+    offsets: tuple[tuple[Expr, Expr], ...] = ()
+
+    @staticmethod
+    def whole(var: Var) -> View:
+        assert isinstance(var.type, TensorType)
+        return View(var, var.type.shape, row_major(var.type.shape))
+
+    @property
+    def dense(self) -> bool:
+        return self.strides == row_major(self.shape)
+
+    def moved(self, shape: tuple[Dim, ...], at: tuple[Expr, ...], dropped: tuple[int, ...] = ()) -> View:
+        """The box of ``shape`` that starts at ``at``, without the axes in ``dropped``."""
+        new = tuple((i, s) for i, s in zip(at, self.strides, strict=True) if not is_zero(i))
+        kept = [i for i in range(len(shape)) if i not in dropped]
+        return View(
+            self.base, tuple(shape[i] for i in kept), tuple(self.strides[i] for i in kept), (*self.offsets, *new)
+        )
+
+    def reshaped(self, shape: tuple[Dim, ...]) -> View:
+        return View(self.base, shape, row_major(shape), self.offsets)
+
+    def start(self, write: Write) -> str:
+        """The element offset of the view in its base, as Int64."""
+        return " + ".join(f"Int64({write(i)}) * {_stride(write, s)}" for i, s in self.offsets) or "Int64(0)"
+
+    def at(self, write: Write, start: str, coordinates: tuple[str, ...]) -> str:
+        """The element offset of a coordinate, as Int64."""
+        parts = [start] if start != "Int64(0)" else []
+        for c, s in zip(coordinates, self.strides, strict=True):
+            if c == "0":
+                continue
+            parts.append(f"Int64({c})" if s == Const(1) else f"Int64({c}) * {_stride(write, s)}")
+        return " + ".join(parts) or "Int64(0)"
+
+
+def _stride(write: Write, s: Expr) -> str:
+    return str(s.value) if isinstance(s, Const) else f"Int64({write(s)})"
+
+
+def is_zero(x: Expr) -> bool:
+    return isinstance(x, Const) and x.value == 0
+
+
+def row_major(shape: tuple[Dim, ...]) -> tuple[Expr, ...]:
+    """Strides in elements."""
+    out: list[Expr] = []
+    step: Expr = index(1)
+    for d in reversed(shape):
+        out.append(step)
+        step = binary("*", step, dim_expr(d))
+    return tuple(reversed([index(as_dim(s)) for s in out]))  # type: ignore[arg-type]
