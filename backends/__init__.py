@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from pypto_models.backend import Backend
 
+from .cute import CuteBackend
 from .sim import SimBackend
 
-BACKENDS: Mapping[str, Backend] = {b.name: b for b in (SimBackend(),)}
+BACKENDS: Mapping[str, Backend] = {b.name: b for b in (SimBackend(), CuteBackend())}

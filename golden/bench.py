@@ -52,6 +52,7 @@ class Case:
         options: keywords of ``pypto_models.compile.compile``.
         reasons: why faults on a source line (its text, without indentation) can leave every result as it is.
             A fault that changes no bit is only called equivalent for such a reason.
+        variant: what sets the kernel apart from the same kernel compiled otherwise, which has other faults.
         runs: the comparison runs the seeds ``0 .. runs - 1``.  The next five seeds are for faults that no
             comparison noticed: those that change no bit there either are equivalent.
     """
@@ -62,6 +63,12 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 1
     reasons: Mapping[str, str] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def subject(self) -> str:
+        """What is measured: the kernel, and ``@`` its variant."""
+        return f"{self.kernel.name}@{self.variant}" if self.variant else str(self.kernel.name)
 
 
 class Timeout(BaseException):

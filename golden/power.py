@@ -29,7 +29,7 @@ from pypto_models.errors import Diag, Span, UserError
 from pypto_models.faults import SCORED, Fault, sample
 from pypto_models.foreign import load_module
 
-__all__ = ["Case", "Check", "Outcome", "PowerReport", "kernels_in", "load_cases", "measure_power"]
+__all__ = ["Case", "Check", "Outcome", "PowerReport", "load_cases", "measure_power", "subjects_in"]
 
 PROTOCOL = "power_cases"
 """The function of a model file that gives its cases: ``power_cases(config: str) -> Sequence[Case]``."""
@@ -40,8 +40,8 @@ Key = tuple[str, int, str]
 _CHUNK = 6  # faults that a worker takes at a time
 
 
-def load_cases(path: Path, config: str, kernel: str | None = None) -> Sequence[Case]:
-    """The cases that a model file declares with ``power_cases(config)``: all, or those of one kernel.
+def load_cases(path: Path, config: str, subject: str | None = None) -> Sequence[Case]:
+    """The cases that a model file declares with ``power_cases(config)``: all, or those of one subject.
 
     Raises:
         UserError: the file does not load, or declares none.
@@ -53,12 +53,12 @@ def load_cases(path: Path, config: str, kernel: str | None = None) -> Sequence[C
             Diag.UNDEFINED, Span(str(path), 1),
             {"name": PROTOCOL, "fix": f"define {PROTOCOL}(config): it returns a list of golden.power.Case"},
         )  # fmt: skip
-    return [case for case in maker(config) if kernel in (None, case.kernel.name)]
+    return [case for case in maker(config) if subject in (None, case.subject)]
 
 
-def kernels_in(cases: Sequence[Case]) -> list[str]:
-    """Names of the kernels of some cases, in order.  Power is measured of one kernel at a time."""
-    return list(dict.fromkeys(case.kernel.name for case in cases))
+def subjects_in(cases: Sequence[Case]) -> list[str]:
+    """The kernels and variants of some cases, in order.  Power is measured of one at a time."""
+    return list(dict.fromkeys(case.subject for case in cases))
 
 
 def measure_power(
@@ -108,7 +108,7 @@ def measure_power(
             caught = sum(o.status == "caught" for o in outcomes.values())
             progress(len(outcomes), len(keys), f"faults, {caught} caught")
     seconds = time.perf_counter() - started
-    title = name or benches[0].function.name
+    title = name or benches[0].case.subject
     return PowerReport(title, tuple(b.case.name for b in benches), tuple(outcomes[k] for k in keys), seconds)
 
 

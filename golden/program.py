@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+
 Progress = Callable[[int, int, str], None]
 """``progress(done, total, label)``, called by a program while it runs."""
 
@@ -46,12 +49,22 @@ def is_program(candidate: object) -> bool:
 
 
 def launch(program: Program, args: Sequence[Any], progress: Progress) -> None:
-    """Call the program; one that can report its progress does so to ``progress``."""
+    """Call the program; one that can report its progress does so to ``progress``.
+
+    A program of a device, by its attribute ``device``, gets copies of the tensors there.  All of them are
+    copied back, also those that it may only read: whether it changed them is for the caller to see.
+    """
+    device = torch.device(getattr(program, "device", "cpu"))
+    there = {id(a): a.to(device) for a in args if isinstance(a, Tensor)}  # one copy of what is passed twice
+    given = [there[id(a)] if isinstance(a, Tensor) else a for a in args]
     if _takes_progress(program):
         call: Callable[..., Any] = program
-        call(*args, progress=progress)
+        call(*given, progress=progress)
     else:
-        program(*args)
+        program(*given)
+    for a, b in zip(args, given, strict=True):
+        if a is not b:
+            a.copy_(b)  # waits for the program
 
 
 def _takes_progress(program: Program) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from .ir.graph import TaskGraph
 from .ir.nodes import Function
 from .passes.plan_memory import MemoryPlan
-from .schedule.domain import RegionDomain
+from .schedule import Override, RegionDomain, Schedule, plan_all
 from .target import Target
 
 Progress = Callable[[int, int, str], None]
@@ -30,20 +31,88 @@ class Compiled:
     stages: tuple[tuple[str, Function], ...]
     seconds: float = field(compare=False, default=0.0)
 
+    def schedules(
+        self,
+        given: Mapping[str, Override] | None = None,
+        accepts: Callable[[Schedule], str | None] | None = None,
+    ) -> tuple[Schedule, ...]:
+        """How the regions run on a GPU, in program order.
+
+        ``given`` fixes parts of it by region name; ``accepts`` says why a backend cannot emit a stream, or
+        None, and then the next best is taken.
+
+        Raises UserError for a region that fits in no block, and for an override that cannot be.
+        """
+        return plan_all(self.domains, self.target, given, accepts)
+
 
 class Executable(Protocol):
-    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values."""
+    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values.
+
+    One whose tensors are elsewhere than on the CPU has an attribute ``device``, such as ``"cuda"``.
+    """
 
     def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> Any: ...
 
 
-class Backend(Protocol):
-    """One folder of ``backends/``.  ``unusable`` says why it cannot run on this machine, or None."""
+@dataclass(frozen=True)
+class KernelRow:
+    """One kernel of a bundle.
+
+    ``how`` the region at ``line`` was lowered; bytes of shared memory of a block; registers and bytes of
+    local memory (spills) of a thread; bytes of the file.
+    """
 
     name: str
+    region: str
+    line: int
+    how: str
+    threads: int
+    shared_bytes: int
+    registers: int
+    local_bytes: int
+    code_bytes: int
+
+
+class Saved(Executable, Protocol):
+    """An executable that can be kept in a folder and loaded where nothing can be compiled."""
+
+    @property
+    def kernels(self) -> tuple[KernelRow, ...]: ...
+
+    def save(self, folder: Path) -> None: ...
+
+
+class Backend(Protocol):
+    """One folder of ``backends/``.  ``unusable`` says why nothing can be built on this machine, or None.
+
+    * ``kinds``: of the targets that it covers (see target.py).
+    * ``default_for``: the kind of target whose name alone, as a platform, means this backend; None for none.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    default_for: str | None
 
     def unusable(self) -> str | None: ...
 
     def build(self, compiled: Compiled, *args: Any, **options: Any) -> Executable:
-        """``options`` are the backend's own; one that it does not know is a TypeError."""
+        """``options`` are the backend's own; one that it does not know is a TypeError.
+
+        Raises a user error where the machine lacks what it takes.
+        """
         ...
+
+
+@runtime_checkable
+class Emits(Protocol):
+    """A backend that writes source text, which is there to be read.  It takes no toolchain and no device."""
+
+    def emit(self, compiled: Compiled) -> str: ...
+
+
+@runtime_checkable
+class Bundles(Protocol):
+    """A backend whose programs can be kept.  ``progress`` counts the kernels that are compiled."""
+
+    def bundle(self, compiled: Compiled, progress: Progress | None = None) -> Saved: ...

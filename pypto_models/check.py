@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from .errors import Diag, Span, UserError
 from .kernel_file import KernelFile
 from .language import Kernel, elaborate
 from .language.constructs import Unsupported
+from .passes import residency
+from .passes.grid import certain_races
 from .passes.plan_memory import MemoryPlan, examine
 from .passes.task_graph import TaskGraph, build
+from .schedule import Override, Schedule, plan_all, region_domains
+from .schedule.overrides import check_names, load
 from .target import Target
 
 
@@ -27,6 +31,7 @@ class KernelReport:
     warnings: tuple[str, ...]
     graph: TaskGraph | None = None
     plan: MemoryPlan | None = None
+    schedules: tuple[Schedule, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class FileReport:
                     "warnings": list(k.warnings),
                     "regions": k.graph.to_json() if k.graph is not None else None,
                     "memory": [list(row) for row in k.plan.table()] if k.plan is not None else None,
-                    "memory_checked": k.plan.checked if k.plan is not None else False,
+                    "memory_checked": bool(k.schedules) or (k.plan is not None and k.plan.checked),
+                    "schedules": [s.to_json() for s in k.schedules],
                 }
                 for k in self.kernels
             ],
@@ -80,9 +86,15 @@ def check_file(path: Path, target: Target, constants: Mapping[str, Any] | None =
     if not loaded.entries and not errors:
         where = Span(file, 1)
         errors.append(UserError(Diag.NOT_A_KERNEL, where, {"what": "this file, which has no @pl.jit entry,"}))
+    try:
+        fixed = schedule_overrides(path, target)
+    except UserError as error:
+        errors.append(error)
+        fixed = {}
     reports = tuple(
-        check_kernel(k, target, loaded.constants(k, target.name, constants)) for k in loaded.entries
+        check_kernel(k, target, loaded.constants(k, target.name, constants), fixed) for k in loaded.entries
     )
+    errors += unknown_overrides(fixed, reports)
     return FileReport(str(path), target.name, tuple(errors), reports)
 
 
@@ -103,8 +115,16 @@ def _unsupported(names: Mapping[str, Any], file: str) -> list[UserError]:
     return found
 
 
-def check_kernel(kernel: Kernel, target: Target, constants: Mapping[str, Any] | None = None) -> KernelReport:
-    """The findings of the front end or, if there are none, those of the passes and the memory plan."""
+def check_kernel(
+    kernel: Kernel,
+    target: Target,
+    constants: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, Override] | None = None,
+) -> KernelReport:
+    """The findings of the front end or, if there are none, those of the passes and the memory plan.
+
+    On a GPU memory is planned with the schedules; those of ``fixed`` that name a region of the kernel apply.
+    """
     try:
         lowered = elaborate(kernel, (), dict(constants or {}), collect=True)
     except UserError as error:
@@ -117,5 +137,33 @@ def check_kernel(kernel: Kernel, target: Target, constants: Mapping[str, Any] | 
     except UserError as error:
         return KernelReport(kernel.name, (error,), lowered.warnings)
     plan, over = examine(function, target)
-    warnings = (*lowered.warnings, *(f"hazard: {h.describe()}" for h in graph.hazards))
-    return KernelReport(kernel.name, tuple(over), warnings, graph, plan)
+    found = [f"race: {r.describe()}" for r in certain_races(graph)]
+    warnings = (*lowered.warnings, *found, *(f"hazard: {h.describe()}" for h in graph.hazards))
+    errors = (*residency.findings(function, target), *over)
+    schedules: tuple[Schedule, ...] = ()
+    if target.gpu is not None:
+        try:
+            names = {t.name for t in graph.tasks}
+            mine = {n: o for n, o in (fixed or {}).items() if n in names}
+            schedules = plan_all(region_domains(graph), target, mine)
+        except UserError as error:
+            errors = (*errors, error)
+    return KernelReport(kernel.name, errors, warnings, graph, plan, schedules)
+
+
+def schedule_overrides(path: Path, target: Target) -> dict[str, Override]:
+    """What ``tiling/<target>.yaml`` beside a kernel file fixes of the schedules on a GPU.
+
+    Raises a user error for a mistake in that file.
+    """
+    return load(path.parent / "tiling" / f"{target.name}.yaml") if target.gpu is not None else {}
+
+
+def unknown_overrides(fixed: Mapping[str, Override], reports: Iterable[KernelReport]) -> list[UserError]:
+    """A finding for each override that no kernel of the file has a region for."""
+    regions = [t.name for r in reports if r.graph is not None for t in r.graph.tasks]
+    try:
+        check_names(fixed, regions)
+    except UserError as error:
+        return [error] if regions else []
+    return []

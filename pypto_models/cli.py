@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from .check import FileReport, KernelReport, check_file
-from .commands import memory, power, trace
+from .commands import build, emit, memory, power, trace
 from .commands.options import add_file_options, numbers
+from .commands.schedules import summary
 from .compile import backend_table, option_names, platforms, resolve_platform
 from .docs import render_language_reference
 from .errors import UserError
@@ -58,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     memory.add(commands)
     trace.add(commands)
     power.add(commands)
+    emit.add(commands)
+    build.add(commands)
 
     targets = commands.add_parser(
         "targets", help="list targets and backends, and what is usable on this machine"
@@ -87,8 +90,10 @@ def _show_report(report: FileReport, console: Console) -> None:
         console.rule(f"{kernel.name} on {report.target}")
         if kernel.graph is not None:
             console.print(_region_table(kernel))
-        if kernel.plan is not None:
-            console.print(_memory_table(kernel) if kernel.plan.checked else kernel.plan.note)
+        if kernel.schedules:
+            console.print(summary(kernel.schedules, load_target(report.target)))
+        elif kernel.plan is not None and kernel.plan.checked:
+            console.print(_memory_table(kernel))
         for warning in kernel.warnings:
             console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     findings = report.findings
@@ -124,7 +129,8 @@ def _memory_table(kernel: KernelReport) -> Table:
 
 # ------------------------------------------------------------------------------------------ targets, docs
 def _targets(options: argparse.Namespace, console: Console) -> int:
-    backends = {name: b.unusable() for name, b in backend_table().items()}
+    table = backend_table()
+    backends = {name: b.unusable() for name, b in table.items()}
     if options.json:
         data = {
             "targets": {t: load_target(t).description for t in known_targets()},
@@ -134,13 +140,13 @@ def _targets(options: argparse.Namespace, console: Console) -> int:
         }
         print(json.dumps(data, indent=2))
         return 0
-    table = Table("platform", "target", "cores", "memory plan", "backend", "usable here", title="platforms")
-    for name, why in backends.items():
-        for t in known_targets():
-            target = load_target(t)
-            plan = "checked" if target.is_scratchpad else "not checked yet"
-            table.add_row(f"{t}{name}", target.description, str(target.cores), plan, name, why or "yes")
-    console.print(table)
+    shown = Table("platform", "target", "cores", "memory plan", "backend", "usable here", title="platforms")
+    for platform in platforms():
+        target, backend = resolve_platform(platform)
+        plan = "of tiles" if target.is_scratchpad else "of schedules"
+        why = backends[backend.name] or "yes"
+        shown.add_row(platform, target.description, str(target.cores), plan, backend.name, why)
+    console.print(shown)
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .backend import Backend, Compiled, Executable, Progress
+from .cache import Key, MemoryStore, NoStableText, make_key, tool_versions
 from .errors import Diag, UserError, user_error
 from .ir.nodes import Function
 from .ir.printer import format_function
@@ -22,7 +23,8 @@ from .ir.types import TensorType
 from .ir.verify import verify
 from .language import Kernel, elaborate
 from .language.entry import written_params
-from .passes import PIPELINE
+from .passes import PIPELINE, residency
+from .passes.grid import certain_races
 from .passes.plan_memory import MemoryPlan, plan
 from .passes.task_graph import build
 from .schedule.domain import describe, region_domains
@@ -60,6 +62,11 @@ class Program:
         return frozenset(v.name for v in written_params(self.compiled.function))
 
     @property
+    def device(self) -> str:
+        """Where the tensors of a call must be, as torch names it."""
+        return str(getattr(self.executable, "device", "cpu"))
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         return self.compiled.warnings
 
@@ -72,6 +79,10 @@ class Program:
                 signature=f"{self.compiled.name}({', '.join(names)})",
             )  # fmt: skip
         return self.executable(dict(zip(names, args, strict=True)), progress)
+
+
+PROGRAMS: MemoryStore[Program] = MemoryStore()
+"""What this process has compiled: a program is built once, however many layers or threads ask for it."""
 
 
 def compile(
@@ -91,13 +102,20 @@ def compile(
     the verifier between the passes.  ``backend_options`` are the backend's own: the simulator takes
     ``schedule="random"`` and ``seed``.
 
+    A kernel whose IR was compiled before, for the same target, backend and options, is not compiled again:
+    see :mod:`.cache`.
+
     Raises UserError with the place and the fix for mistakes in the kernel or in the arguments.
     """
+    started = time.perf_counter()
     target, backend = resolve_platform(platform)
-    compiled = lower_for(kernel, args, target, constants, check)
+    lowered = elaborate(kernel, args, dict(constants or {}))
+    program = _cached(lowered.function, target, backend, backend_options or {}, check)
     if dump_passes is not None:
-        dump(compiled, Path(dump_passes))
-    return Program(compiled, backend.build(compiled, **(backend_options or {})))
+        dump(program.compiled, Path(dump_passes))
+    seconds = time.perf_counter() - started
+    warnings = (*lowered.warnings, *program.warnings)
+    return replace(program, compiled=replace(program.compiled, warnings=warnings, seconds=seconds))
 
 
 def compile_function(
@@ -105,18 +123,47 @@ def compile_function(
 ) -> Program:
     """As :func:`compile`, for the IR of a kernel as the front end gives it (or a rewrite of that)."""
     target, backend = resolve_platform(platform)
-    compiled = lower_function(function, target)
-    return Program(compiled, backend.build(compiled, **(backend_options or {})))
+    return _cached(function, target, backend, backend_options or {}, check=False)
+
+
+def program_key(
+    function: Function, target: Target, backend: Backend, options: Mapping[str, Any], check: bool = False
+) -> Key:
+    """What names the program of a front-end function: see :mod:`.cache`.
+
+    Raises :class:`~.cache.NoStableText` where something in it cannot be told from something else.
+    """
+    return make_key(
+        function=function, target=target, backend=backend.name, options=options, check=check,
+        tools=tool_versions(backend),
+    )  # fmt: skip
+
+
+def _cached(
+    function: Function, target: Target, backend: Backend, options: Mapping[str, Any], check: bool
+) -> Program:
+    def build(*warnings: str) -> Program:
+        compiled = lower_function(function, target, check)
+        compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
+        return Program(compiled, backend.build(compiled, **options))
+
+    try:
+        key = program_key(function, target, backend, options, check)
+    except NoStableText as error:
+        return build(f"compiled without the cache: {error}")
+    return PROGRAMS.get_or_build(key, build)
 
 
 def with_function(program: Program, function: Function, platform: str = DEFAULT_PLATFORM) -> Program:
-    """``program`` with another function in place of its own, run as it is: no pass sees it.
+    """``program`` with another function, as the front end gives it, in place of its own.
 
-    For what no pass may refuse or repair, such as a fault.  The task graph is that of ``function``; the
-    memory plan and the stages stay those of the original.
+    The passes run as for any kernel, so that regions with a split run split.  No budget or hazard is checked:
+    a fault is for a comparison to find.  The memory plan stays that of the original.
     """
     target, backend = resolve_platform(platform)
-    compiled = replace(program.compiled, function=function, graph=build(function, target))
+    stages = tuple(run_passes(function, target))
+    final = stages[-1][1]
+    compiled = replace(program.compiled, function=final, graph=build(final, target), stages=stages)
     return Program(compiled, backend.build(compiled))
 
 
@@ -140,9 +187,11 @@ def lower_function(function: Function, target: Target, check: bool = False) -> C
     started = time.perf_counter()
     stages = list(run_passes(function, target, check))
     final = stages[-1][1]
+    residency.check(final, target)
     graph = build(final, target)
     memory = plan(final, target)
     warnings = [] if memory.checked else [memory.note]
+    warnings += [f"race: {r.describe()}" for r in certain_races(graph)]
     warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
     domains = region_domains(graph)
     seconds = time.perf_counter() - started
@@ -191,12 +240,23 @@ def backend_table() -> Mapping[str, Backend]:
 
 
 def resolve_platform(platform: str) -> tuple[Target, Backend]:
-    """``a2a3sim`` -> the target a2a3 and the backend sim."""
-    for name, backend in backend_table().items():
+    """``a2a3sim`` -> the target a2a3 and the backend sim; ``h200`` -> h200 and the backend for its kind.
+
+    The target and the backend may also be apart: ``h200:cute``.
+    """
+    table = backend_table()
+    if platform in known_targets():
+        target = load_target(platform)
+        for backend in table.values():
+            if backend.default_for == target.kind:
+                return target, backend
+        raise _unknown_platform(platform)
+    for name, backend in table.items():
         if platform.endswith(name) and platform != name:
             target = load_target(platform.removesuffix(name).rstrip(":"))
-            if (reason := backend.unusable()) is not None:
-                raise _unknown_platform(f"{platform} ({reason})")
+            if target.kind not in backend.kinds:
+                kinds = " and ".join(backend.kinds)
+                raise _unknown_platform(f"{platform} (the backend {name} is for {kinds} targets)")
             return target, backend
     raise _unknown_platform(platform)
 
@@ -208,7 +268,12 @@ def _unknown_platform(name: str) -> UserError:
 
 def platforms() -> list[str]:
     """Every platform name: each target with each backend that covers it."""
-    return [f"{t}{b}" for b in backend_table() for t in known_targets()]
+    return [
+        t if backend.default_for == kind else f"{t}{name}"
+        for name, backend in backend_table().items()
+        for t in known_targets()
+        if (kind := load_target(t).kind) in backend.kinds
+    ]
 
 
 def option_names() -> tuple[str, ...]:

@@ -302,7 +302,11 @@ over two lanes, by rows; `LEFT_RIGHT` by columns. Results do not change. An oper
 halves is an error; the list below says which ones can. A tile with one element on the axis is held whole by
 both lanes.
 
-`role`, `no_dep_args`, `dumps`, `allow_early_resolve`, `windowize`, `sync_start`, `chunk`, `chunk_policy`,
+`pl.spmd(n, sync_start=True)` starts all blocks at once. More blocks than the target runs at once (one on each
+core or, without a product, one on each vector lane) are an error: when compiling if `n` is a constant, at the
+launch if not.
+
+`role`, `no_dep_args`, `dumps`, `allow_early_resolve`, `windowize`, `chunk`, `chunk_policy`,
 `pl.cross_core_slot` and `pl.auto_chunk` are hints: they are accepted, and results do not change.
 
 Scalars: `pl.min(a, b)`, `pl.max(a, b)`, `pl.const(value, dtype)`, `pl.cast(scalar, dtype)`,

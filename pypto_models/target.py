@@ -67,6 +67,22 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """What schedules are planned with.  A core is an SM, a block a CTA; ``spaces`` has a block's shared memory.
+
+    ``in_flight_bytes``: what an SM must have asked for at any time to read at the full bandwidth.
+    """
+
+    sm_shared_bytes: int
+    block_reserve_bytes: int
+    registers: int
+    thread_registers: int
+    block_threads: int
+    line_bytes: int
+    in_flight_bytes: int
+
+
+@dataclass(frozen=True)
 class Target:
     """One kind of device.
 
@@ -76,6 +92,7 @@ class Target:
       memory (``gm``) or on chip.  Either way the consumer's side holds ``slots`` slots, or more on demand.
     * ``tile_align_bytes``: rows of a Vec tile are multiples of it.  ``fractal``: so are matmul operands.
     * ``orders``: the conflicts between tasks (RAW, WAW, WAR) that the run time turns into dependencies.
+    * ``gpu`` is there for the kind ``gpu`` alone.
     * ``assumed`` names the ``figures`` that no source gives: round numbers for estimates.
     """
 
@@ -92,6 +109,7 @@ class Target:
     fractal: Fractal | None = None
     tile_align_bytes: int | None = None
     arch: str | None = None  # what a compiler for the target calls it
+    gpu: Gpu | None = None
     figures: Figures = Figures()
     assumed: frozenset[str] = frozenset()
 
@@ -147,6 +165,10 @@ def _target(data: dict[str, Any]) -> Target:
     values["handoff"] = _one_of("handoff", data["handoff"], HANDOFFS)
     if "fractal" in data:
         values["fractal"] = Fractal(**data["fractal"])
+    if ("gpu" in data) != (data["kind"] == "gpu"):
+        raise ValueError("a target of the kind gpu, and no other, has a part gpu")
+    if "gpu" in data:
+        values["gpu"] = Gpu(**data["gpu"])
     figures, assumed = data.get("figures", {}), data.get("assumed", {})
     if twice := sorted(set(figures) & set(assumed)):
         raise ValueError(f"{twice} are both figures and assumed")

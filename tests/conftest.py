@@ -13,6 +13,8 @@ import hypothesis
 import pytest
 import torch
 
+from pypto_models.compile import PROGRAMS
+
 TESTS = Path(__file__).parent
 GOLDEN_TEXT = TESTS / "golden_text"
 
@@ -48,6 +50,12 @@ def no_gpu() -> str | None:
         return f"torch {torch.__version__} is built without CUDA and HIP"
     warned = "; ".join(str(warning.message) for warning in caught)
     return warned or f"torch {torch.__version__} sees no CUDA or HIP device"
+
+
+@pytest.fixture(autouse=True)
+def fresh_programs() -> None:
+    """No test is handed what another one compiled, perhaps with a planted mistake that no key can see."""
+    PROGRAMS.clear()
 
 
 @pytest.fixture

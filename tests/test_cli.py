@@ -100,9 +100,13 @@ def test_check_of_an_example_has_tables(capsys: pytest.CaptureFixture[str]) -> N
         assert word in text
 
 
-def test_check_of_a_gpu_platform_says_that_memory_is_not_planned(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_of_a_gpu_platform_shows_the_schedules(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(EXAMPLES / "gemm.py"), "-p", "h200sim", "--json"]) == 0
+    (kernel,) = json.loads(capsys.readouterr().out)["kernels"]
+    (schedule,) = kernel["schedules"]
+    assert kernel["memory_checked"] and (schedule["region"], schedule["form"]) == ("gemm", "stream")
     assert cli.main(["check", str(EXAMPLES / "gemm.py"), "-p", "h200sim"]) == 0
-    assert "not" in capsys.readouterr().out
+    assert "schedules" in capsys.readouterr().out
 
 
 def test_check_reports_a_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_gpu_platforms_say_that_memory_is_not_checked() -> None:
 
 
 def test_platforms() -> None:
-    assert platforms() == ["a2a3sim", "a5sim", "gb10sim", "h200sim"]
+    assert platforms() == ["a2a3sim", "a5sim", "gb10sim", "h200sim", "gb10", "h200"]
     target, backend = resolve_platform("a5sim")
     assert (target.name, backend.name) == ("a5", "sim")
     for wrong in ("a2a3", "sim", "a2a3cuda", ""):

@@ -235,6 +235,43 @@ def test_broadcast_of_the_next_row() -> None:
     torch.testing.assert_close(got["sums"], total)
 
 
+@pl.jit
+def broadcasts(
+    x: pl.Tensor[[ROWS, ROWS], pl.FP32],
+    column: pl.Out[pl.Tensor[[ROWS, ROWS], pl.FP32]],
+    ramp: pl.Out[pl.Tensor[[ROWS, ROWS], pl.FP32]],
+):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        t = pl.slice(x, [ROWS, ROWS], [0, 0])
+        column = pl.assemble(column, pl.row_expand(t, pl.row_max(t)), [0, 0])
+        counted = pl.cast(pl.arange(3, [1, ROWS], pl.INT32), pl.FP32)
+        ramp = pl.assemble(ramp, pl.col_expand(t, counted), [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("words", "column", "ramp"),
+    [
+        ("row_expand takes row_max of the next row", lambda top: top.roll(-1)[:, None], None),
+        ("col_expand for row_expand", lambda top: top[None, :], None),
+        ("col_expand takes counted of the next column", None, lambda up: up.roll(-1)[None, :]),
+        ("row_expand for col_expand", None, lambda up: up[:, None]),
+        ("arange with descending=True", None, lambda up: 6 - up[None, :]),
+        ("in arange(start): 4 for 3", None, lambda up: up[None, :] + 1),
+    ],
+)
+def test_plain_broadcasts_and_ramps(
+    words: str, column: Callable[..., torch.Tensor] | None, ramp: Callable[..., torch.Tensor] | None
+) -> None:
+    (fault,) = [f for f in faults_in(pl.lower(broadcasts)) if words in f.what]
+    x = torch.randn(ROWS, ROWS, generator=torch.Generator().manual_seed(4))
+    got = {"x": x, "column": torch.empty(ROWS, ROWS), "ramp": torch.empty(ROWS, ROWS)}
+    simulate(fault.apply(), got)
+    top, up = x.amax(1), torch.arange(3.0, 3.0 + ROWS)
+    ones = torch.ones(ROWS, ROWS)
+    assert torch.equal(got["column"], ones * (column(top) if column else top[:, None]))
+    assert torch.equal(got["ramp"], ones * (ramp(up) if ramp else up[None, :]))
+
+
 def test_stale_buffer_is_read() -> None:
     got, args = run(one(FaultClass.STALE, "reads other for x").apply()), arguments()
     want = args["other"].float() @ args["w"].float().T

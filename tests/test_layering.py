@@ -37,8 +37,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pypto_models.backend": (
         "pypto_models.passes", "pypto_models.schedule", "pypto_models.ir", "pypto_models.target",
     ),
+    "pypto_models.cache": ("pypto_models.ops", "pypto_models.ir", "pypto_models.errors"),
     "pypto_models.compile": (
-        "pypto_models.backend",
+        "pypto_models.backend", "pypto_models.cache",
         "pypto_models.passes", "pypto_models.schedule", "pypto_models.language", "pypto_models.artifact",
         "pypto_models.ir", "pypto_models.ops", "pypto_models.target", "pypto_models.errors",
         "=backends",  # the table, to look a name up; never a backend
@@ -55,13 +56,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.cost", "pypto_models.passes", "pypto_models.ir", "pypto_models.errors",
     ),
     "pypto_models.commands": (
-        "pypto_models.check", "pypto_models.compile", "pypto_models.cost", "pypto_models.kernel_file",
-        "pypto_models.plot", "pypto_models.passes", "pypto_models.ir", "pypto_models.errors", "golden.power",
+        "pypto_models.backend", "pypto_models.check", "pypto_models.compile", "pypto_models.cost",
+        "pypto_models.kernel_file", "pypto_models.plot", "pypto_models.passes", "pypto_models.schedule",
+        "pypto_models.ir", "pypto_models.target", "pypto_models.errors",
+        "golden.power", "golden.power_run",
     ),
     "pypto_models.faults": ("pypto_models.ops", "pypto_models.ir", "pypto_models.errors"),
     "pypto_models.check": (
         "pypto_models.compile", "pypto_models.kernel_file", "pypto_models.language", "pypto_models.passes",
-        "pypto_models.target", "pypto_models.errors",
+        "pypto_models.schedule", "pypto_models.target", "pypto_models.errors",
     ),
     "pypto_models.cli": ("pypto_models", "=backends"),
     "=pypto_models": ("pypto_models",),  # the package's own __init__.py: what it re-exports
@@ -73,12 +76,23 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "=models": (),
     "models.common": ("pypto_models.language", "pypto_models.errors"),
+    **dict.fromkeys(  # the command line of a model, its comparison and the power of that
+        ("models.common.harness", "models.common.frontdoor", "models.common.power", "models.common.blocks",
+         "models.common.layer_blocks"),
+        ("models.common", "golden", "pypto_models.language", "pypto_models.compile", "pypto_models.errors"),
+    ),
+    **dict.fromkeys(  # whole models: programs by demand, and what runs them
+        ("models.common.programs", "models.common.decoder", "models.common.generation"),
+        ("models.common", "pypto_models.language", "pypto_models.compile", "pypto_models.errors"),
+    ),
+    "models.generate": ("models", "pypto_models.compile", "pypto_models.errors"),
     "models.*": (
         "pypto_models.language", "pypto_models.compile", "pypto_models.errors", "golden", "models.common",
         "models.*.reference",
     ),
     # torch only, so that it shares no mistake with the kernels
-    "models.*.reference": ("models.*.config", "models.common.reference"),
+    "models.*.reference": ("models.*.config", "models.common.equations"),
+    "models.common.equations": ("models.common.config",),
     "tools": ("pypto_models", "backends", "golden", "models"),
     "examples": ("pypto_models.language", "pypto_models.compile", "golden"),
 }  # fmt: skip
@@ -86,9 +100,10 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 PACKAGES = ("pypto_models", "backends", "golden", "models", "tools", "examples")
 BACKENDS = {"sim", "cute", "triton", "pto"}  # known even while their folders are not there
 
-# Vendor toolchains are imported by a backend's runtime.py only, so that emitting needs none of them.
+# Vendor toolchains are imported where a backend compiles and launches, and by the code that is compiled, so
+# that emitting needs none of them.
 VENDOR = {"triton", "cutlass", "cuda", "pypto", "torch_npu"}
-VENDOR_HOME = "backends.*.runtime"
+VENDOR_HOMES = ("backends.*.runtime", "backends.*.compiler", "backends.*.device")
 
 # Compiler, backends and harness know no model.
 MODEL_BLIND = ("pypto_models", "backends", "golden")
@@ -189,11 +204,11 @@ def check_direction(root: Path) -> list[str]:
 
 
 def check_vendor_imports(root: Path) -> list[str]:
-    """Vendor toolchains are imported in backends/*/runtime.py only."""
+    """Vendor toolchains are imported in backends/*/{runtime,compiler,device} only."""
     return [
-        f"{path.relative_to(root)}:{line}: imports {target}; only backends/*/runtime.py may"
+        f"{path.relative_to(root)}:{line}: imports {target}; only runtime, compiler and device may"
         for path in files_in(root, PACKAGES)
-        if not covers(VENDOR_HOME, module_name(root, path))
+        if not any(covers(home, module_name(root, path)) for home in VENDOR_HOMES)
         for line, target in imports(root, path)
         if target.split(".")[0] in VENDOR
     ]
@@ -338,14 +353,16 @@ def test_vendor_imports(tmp_path: Path) -> None:
         tmp_path,
         {
             "backends/triton/runtime.py": "import triton\n",
+            "backends/cute/compiler.py": "import cutlass\n",
+            "backends/cute/device/ring.py": "import cutlass.cute as cute\n",
             "backends/triton/rules.py": "import backends.triton\n",
             "backends/cute/emit.py": "\nfrom cutlass import cute\n",
             "golden/run.py": "import cuda.bindings\n",
         },
     )
     assert check_vendor_imports(tmp_path) == [
-        "backends/cute/emit.py:2: imports cutlass; only backends/*/runtime.py may",
-        "golden/run.py:1: imports cuda.bindings; only backends/*/runtime.py may",
+        "backends/cute/emit.py:2: imports cutlass; only runtime, compiler and device may",
+        "golden/run.py:1: imports cuda.bindings; only runtime, compiler and device may",
     ]
 
 

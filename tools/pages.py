@@ -29,14 +29,14 @@ from pypto_models.target import load_target
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
 SNIPPETS = ROOT / "docs" / "snippets"
-TARGET = "a2a3"
+TARGET, GPU = "a2a3", "h200"
 BLOCK = re.compile(r"<!-- begin (?P<name>[\w.]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
 
 
 @cache
-def compiled() -> Compiled:
+def compiled(target: str = TARGET) -> Compiled:
     """The decode layer at full size."""
-    return lower_for(decode_layer, (), load_target(TARGET), constants(FULL, TARGET))
+    return lower_for(decode_layer, (), load_target(target), constants(FULL, target))
 
 
 def stage(name: str, region: str) -> str:
@@ -73,6 +73,11 @@ def domain(region: str) -> str:
     return next(d for d in compiled().domains if d.task.name == region).describe()
 
 
+def schedule(region: str) -> str:
+    """How a region runs on a GPU."""
+    return next(s for s in compiled(GPU).schedules() if s.region == region).describe()
+
+
 def snippet(name: str) -> str:
     """A snippet's source and, as fenced text of its own, what it prints."""
     file = SNIPPETS / f"{name}.py"
@@ -93,12 +98,14 @@ BLOCKS = {
     "gate_up.plan": lambda: plan("gate_up_silu"),
     "gate_up.task": lambda: task("gate_up_silu"),
     "gate_up.domain": lambda: domain("gate_up_silu"),
+    "gate_up.schedule": lambda: schedule("gate_up_silu"),
     "attention.source": lambda: inspect.getsource(attention.attend_run.fn),
     "attention.front_end": lambda: stage("front_end", "attention"),
     "attention.infer_memory": lambda: stage("infer_memory", "attention"),
     "attention.plan": lambda: plan("attention"),
     "attention.task": lambda: task("attention"),
     "attention.domain": lambda: domain("attention"),
+    "attention.schedule": lambda: schedule("attention"),
 }
 
 
@@ -109,7 +116,7 @@ def refreshed(page: Path) -> str:
         name = match["name"]
         if name not in BLOCKS:
             raise SystemExit(f"{page.name}: no block is called {name!r}; known: {', '.join(BLOCKS)}")
-        language = "text" if name.endswith((".plan", ".task", ".domain")) else "python"
+        language = "text" if name.endswith((".plan", ".task", ".domain", ".schedule")) else "python"
         return f"<!-- begin {name} -->\n```{language}\n{BLOCKS[name]().rstrip()}\n```\n<!-- end {name} -->"
 
     return BLOCK.sub(block, page.read_text())

@@ -7,16 +7,17 @@ from dataclasses import replace
 
 from pypto_models.ir.expr import Const, Expr, Var, as_dim, index
 from pypto_models.ir.nodes import Let
-from pypto_models.ir.types import BF16, FP32, INT32, DType, TensorType, TileType
+from pypto_models.ir.types import FP32, DType, TileType
 from pypto_models.ops.elementwise import pad_number
 from pypto_models.ops.value import torch_dtype
 
 from . import rules
-from .kernel import Kernel, strides_of
-from .layouts import THREADS, WARPS, Dealt, Fragment, Layout, Rows
+from .kernel import Kernel
+from .layouts import Dealt, Fragment, Layout, Rows
+from .places import runs, strides_of
 from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal
-from .tensors import View
+from .tensors import View, aligned_pitch, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
@@ -74,7 +75,9 @@ def _load(k: Kernel, s: Let) -> None:
     for limit, start, extent in zip(limits, at, view.shape, strict=True):
         text = k.write(limit)
         if s.arg("clamp"):
-            text = k.text.let("live", f"min(Int32({text}), max(Int32({k.dim(extent)}) - Int32({k.write(start)}), Int32(0)))")
+            text = k.text.let(
+                "live", f"min(Int32({text}), max(Int32({k.dim(extent)}) - Int32({k.write(start)}), Int32(0)))"
+            )
         elif not isinstance(limit, Const):
             text = k.text.let("live", f"Int32({text})")
         live.append(text)
@@ -91,15 +94,8 @@ def _load(k: Kernel, s: Let) -> None:
     layout = k.plan.of(s.result)
     tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
     pad = s.arg("pad_value")
-    if len(out.shape) == 2 and box.strides[1] == Const(1) and not dropped:
-        pitch = box.strides[0]
-        per = 16 // out.dtype.bytes
-        aligned = isinstance(pitch, Const) and pitch.value % per == 0 and all(
-            (isinstance(i, Const) and i.value % per == 0) or (isinstance(st, Const) and st.value % per == 0)
-            for i, st in box.offsets
-        )  # fmt: skip
-        if aligned:
-            tile = replace(tile, plain=(f"({pointer} + {start})", str(pitch.value)))  # type: ignore[attr-defined]
+    if not dropped and (pitch := aligned_pitch(box)) is not None:
+        tile = replace(tile, plain=(f"({pointer} + {start})", str(pitch)))
     if pad is not None:
         tile = padded(k, tile, pad)
     k.tiles[s.result] = tile
@@ -123,7 +119,9 @@ def padded(k: Kernel, tile: Tile, pad: object) -> Tile:
             text.line(f"{out} = {tile.value(text, c)}")
         return out
 
-    return Tile(tile.shape, tile.dtype, tuple(map(str, tile.shape)), value, reads=tile.reads, layout=tile.layout)
+    return Tile(
+        tile.shape, tile.dtype, tuple(map(str, tile.shape)), value, reads=tile.reads, layout=tile.layout
+    )
 
 
 @handles("fillpad")
@@ -150,7 +148,9 @@ def _create_tile(k: Kernel, s: Let) -> None:
     out = result_type(s)
     init = s.arg("init_value")
     text = literal(0.0 if out.dtype.is_float else 0, out.dtype) if init is None else k.write(init)  # type: ignore[arg-type]
-    k.tiles[s.result] = Tile(out.shape, out.dtype, tuple(map(str, out.shape)), lambda t, c: text, uniform=True)
+    k.tiles[s.result] = Tile(
+        out.shape, out.dtype, tuple(map(str, out.shape)), lambda t, c: text, uniform=True
+    )
 
 
 @handles("set_validshape")
@@ -170,7 +170,9 @@ def _cast(k: Kernel, s: Let) -> None:
     out = result_type(s)
     layout, (x,) = operands(k, s)
     mode = s.arg("mode")
-    k.tiles[s.result] = pointwise(layout, out, lambda t, c: rounded(s, x.value(t, c), x.dtype, out.dtype, str(mode)), x)
+    k.tiles[s.result] = pointwise(
+        layout, out, lambda t, c: rounded(s, x.value(t, c), x.dtype, out.dtype, str(mode)), x
+    )
 
 
 WHOLE = {"rint": "cute.math.roundeven", "floor": "cute.math.floor", "ceil": "cute.math.ceil", "trunc": "cute.math.trunc",
@@ -188,7 +190,9 @@ def rounded(s: Let, value: str, old: DType, new: DType, mode: str) -> str:
         return f"{DSL_TYPES[new.name]}({whole}(Float32({value})))"
     narrowing = old.is_float and new.is_float and new.bits < old.bits
     if narrowing and mode not in ("rint", "none"):
-        raise unsupported(s, f"rounding mode {mode!r} from {old} to {new}: the hardware rounds to nearest even")
+        raise unsupported(
+            s, f"rounding mode {mode!r} from {old} to {new}: the hardware rounds to nearest even"
+        )
     return as_type(value, old, new)
 
 
@@ -210,7 +214,9 @@ def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
             column = n == 1 and s.op.name.startswith("row_expand")
             row = n == 1 and s.op.name.startswith("col_expand") and s.result.type.shape[0] > 1  # type: ignore[union-attr]
             fits = tile.layout is None or (
-                tile.layout == Rows(layout) if column and isinstance(layout, Fragment | Dealt) else tile.layout == layout and not row
+                tile.layout == Rows(layout)
+                if column and isinstance(layout, Fragment | Dealt)
+                else tile.layout == layout and not row
             )
             tiles.append(tile if fits else k.stored(tile, x.name))
     return layout, tiles
@@ -243,7 +249,10 @@ def _binary(k: Kernel, s: Let) -> None:
         if isinstance(number, Const) else f"{rules.wide(out.dtype)}({k.write(number)})"  # fmt: skip
     wide = FP32 if out.dtype.is_float else out.dtype
     k.tiles[s.result] = pointwise(
-        layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (text, wide)), a
+        layout,
+        out,
+        lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (text, wide)),
+        a,
     )
 
 
@@ -290,7 +299,10 @@ def _arange(k: Kernel, s: Let) -> None:
     sign = "-" if s.arg("descending") else "+"
     kind = DSL_TYPES[out.dtype.name]
     k.tiles[s.result] = Tile(
-        out.shape, out.dtype, tuple(map(str, out.shape)), lambda t, c: f"({kind}({start}) {sign} {kind}({c[-1]}))"
+        out.shape,
+        out.dtype,
+        tuple(map(str, out.shape)),
+        lambda t, c: f"({kind}({start}) {sign} {kind}({c[-1]}))",
     )
 
 
@@ -329,7 +341,9 @@ def _extract(k: Kernel, s: Let) -> None:
         place = list(starts)
         for i, coordinate in zip(kept, c, strict=True):
             start = starts[i]
-            place[i] = coordinate if start == "0" else start if coordinate == "0" else f"({coordinate} + {start})"
+            place[i] = (
+                coordinate if start == "0" else start if coordinate == "0" else f"({coordinate} + {start})"
+            )
         return x.value(t, tuple(place))
 
     tile = Tile(out.shape, out.dtype, tuple(live[i] for i in kept), value, reads=x.reads)
@@ -365,12 +379,23 @@ def _reshape(k: Kernel, s: Let) -> None:
             rest = iter(squeezed_new)
             return x.value(t, tuple("0" if d == 1 else next(rest) for d in x.shape))
         strides = strides_of(out.shape, out.shape[-1])
-        flat = " + ".join(v if st == 1 else f"{v} * {st}" for v, st in zip(c, strides, strict=True) if v != "0") or "0"
+        flat = (
+            " + ".join(v if st == 1 else f"{v} * {st}" for v, st in zip(c, strides, strict=True) if v != "0")
+            or "0"
+        )
         name = t.once((id(x), "flat", flat), "flat", flat)
         at, step = [], 1
         for n, d in enumerate(reversed(x.shape)):
             q = name if step == 1 else f"{name} // {step}"
-            at.append("0" if d == 1 else q if n == len(x.shape) - 1 else f"({q} % {d})" if step == 1 else f"(({q}) % {d})")
+            at.append(
+                "0"
+                if d == 1
+                else q
+                if n == len(x.shape) - 1
+                else f"({q} % {d})"
+                if step == 1
+                else f"(({q}) % {d})"
+            )
             step *= d
         at = [a if a == "0" else t.once((id(x), "at", a), "c", a) for a in at]
         return x.value(t, tuple(reversed(at)))
@@ -389,7 +414,9 @@ def _transpose(k: Kernel, s: Let) -> None:
         new[i], new[j] = new[j], new[i]
         return tuple(new)
 
-    k.tiles[s.result] = Tile(out.shape, out.dtype, swap(x.valid), lambda t, c: x.value(t, swap(c)), reads=x.reads)
+    k.tiles[s.result] = Tile(
+        out.shape, out.dtype, swap(x.valid), lambda t, c: x.value(t, swap(c)), reads=x.reads
+    )
 
 
 # ---------------------------------------------------------------------------------------------- effects
@@ -411,7 +438,31 @@ def _store(k: Kernel, s: Let) -> None:
     box = view.moved(view.shape, at)
     start = t.let("start", box.start(k.write))
     pointer = k.pointer(view.base)
-    if tile.layout is None:
+    layout = tile.layout
+    pitch = aligned_pitch(box)
+    if (
+        isinstance(layout, Dealt)
+        and pitch is not None
+        and atomic is None
+        and tile.dtype == view_dtype(view)
+        and runs(tile, layout)
+    ):
+        held = k.held(tile, "out")
+        with k.runs(layout) as (n, r, c):
+            limit = tile.valid[0] if tile.valid[0] != str(tile.shape[0]) else None
+            tests = [
+                x for x in (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}") if x
+            ]
+            call = (
+                f"block.store_run({pointer} + ({start} + Int64({r}) * {pitch} + {c}), {held.registers}, "
+                f"{n} * {layout.run}, {layout.run})"
+            )
+            if tests:
+                with t.nested(f"if {' & '.join(f'({x})' for x in tests)}:"):
+                    t.line(call)
+            else:
+                t.line(call)
+    elif layout is None:
         with k.elements(tile.shape) as c:
             _put_valid(k, box, pointer, start, c, tile, atomic)
     else:
@@ -424,12 +475,9 @@ def _store(k: Kernel, s: Let) -> None:
     t.line("cute.arch.sync_threads()")
 
 
-def view_dtype(view: View) -> DType:
-    assert isinstance(view.base.type, TensorType)
-    return view.base.type.dtype
-
-
-def _put_valid(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object) -> None:
+def _put_valid(
+    k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object
+) -> None:
     test = inside(tile, c)
     if test is None:
         _put(k, box, pointer, start, c, tile, atomic)
@@ -451,9 +499,19 @@ def _put(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: T
 def _read_tensor(k: Kernel, s: Let) -> None:
     view = k.view_of(s.args[0])
     at = indices(s, s.op.param_names[1])
-    start = " + ".join(filter(None, [view.start(k.write) if view.offsets else "", view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at))]))
+    start = " + ".join(
+        filter(
+            None,
+            [
+                view.start(k.write) if view.offsets else "",
+                view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at)),
+            ],
+        )
+    )
     kind = dsl_type(s.result.type.dtype)  # type: ignore[union-attr]
-    k.names[s.result] = k.text.let(s.result.name, f"{kind}(block.element({k.pointer(view.base)}, {start})[0])")
+    k.names[s.result] = k.text.let(
+        s.result.name, f"{kind}(block.element({k.pointer(view.base)}, {start})[0])"
+    )
 
 
 @handles("write_tensor")
@@ -461,7 +519,15 @@ def _write_tensor(k: Kernel, s: Let) -> None:
     view = k.view_of(s.args[0])
     k.settle(view.base)
     at = indices(s, s.op.param_names[1])
-    start = " + ".join(filter(None, [view.start(k.write) if view.offsets else "", view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at))]))
+    start = " + ".join(
+        filter(
+            None,
+            [
+                view.start(k.write) if view.offsets else "",
+                view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at)),
+            ],
+        )
+    )
     value = f"{DSL_TYPES[view_dtype(view).name]}({k.write(index(s.args[2]))})"  # type: ignore[arg-type]
     with k.text.nested("if tid == 0:"):
         k.text.line(f"block.element({k.pointer(view.base)}, {start})[0] = {value}")
@@ -474,189 +540,3 @@ def _read_tile(k: Kernel, s: Let) -> None:
     at = tuple(f"({k.write(i)})" for i in indices(s, s.op.param_names[1]))
     kind = dsl_type(s.result.type.dtype)  # type: ignore[union-attr]
     k.names[s.result] = k.text.let(s.result.name, f"{kind}({tile.value(k.text, at)})")
-
-
-# ---------------------------------------------------------------------------------------------- reductions
-def _reduce(k: Kernel, s: Let) -> None:
-    t, x, out = k.text, k.tile(s.args[0]), result_type(s)
-    axis, how = rules.REDUCE[s.op.name]
-    if len(x.shape) != 2:
-        raise unsupported(s, "a reduction of a tile that has not two axes")
-    wide = FP32 if x.dtype.is_float else x.dtype
-    kind = DSL_TYPES[wide.name]
-    if isinstance(k.plan.of(s.result), Rows) and isinstance(x.layout, Fragment):
-        k.tiles[s.result] = row_statistic(k, s, x, x.layout, how)
-        return
-    dealt = x.layout if isinstance(x.layout, Dealt) and x.layout.rows == 1 and axis == 1 and how != "argmax" else None
-    if dealt is None:
-        x = k.free(x, "summand")
-    place = k.place(s.result.name, out.shape, out.dtype)
-    rows, cols = x.shape
-    t.line("cute.arch.sync_threads()")
-    if axis == 0:
-        c = t.unique("c")
-        with t.nested(f"for {c} in cutlass.range(tid, {cols}, {THREADS}, unroll=1):"):
-            total = t.let("total", start_of(how, wide))
-            r = t.unique("r")
-            with t.nested(f"for {r} in cutlass.range(0, Int32({x.valid[0]}), unroll=1):"):
-                value = f"{kind}({x.value(t, (r, c))})"
-                t.line(f"{total} = {combine(how, total, value)}")
-            t.line(f"block.element({place.name}, {c})[0] = {as_type(total, wide, out.dtype)}")
-        valid = ("1", x.valid[1])
-    else:
-        per_row = "warp" if rows > 1 else "block"
-        lanes, first = (32, "lane") if per_row == "warp" else (THREADS, "tid")
-        r = t.unique("r")
-        head = f"for {r} in cutlass.range(warp, Int32({x.valid[0]}), {WARPS}, unroll=1):" if per_row == "warp" else None
-
-        def body(row: str) -> None:
-            total = t.let("total", start_of(how, wide))
-            where = t.let("where", "Int32(2147483647)") if how == "argmax" else ""
-            if dealt is not None:
-                with k.fragments(dealt, guard=True) as (_, at):
-                    value = f"{kind}({x.value(t, at)})"
-                    if x.valid[1] == str(cols):
-                        t.line(f"{total} = {combine(how, total, value)}")
-                    else:
-                        with t.nested(f"if {at[1]} < {x.valid[1]}:"):
-                            t.line(f"{total} = {combine(how, total, value)}")
-                finish(row, total, where)
-                return
-            c = t.unique("c")
-            with t.nested(f"for {c} in cutlass.range({first}, Int32({x.valid[1]}), {lanes}, unroll=4):"):
-                value = t.let("value", f"{kind}({x.value(t, (row, c))})")
-                if how == "argmax":
-                    with t.nested(f"if {value} > {total}:"):
-                        t.line(f"{total} = {value}")
-                        t.line(f"{where} = Int32({c})")
-                else:
-                    t.line(f"{total} = {combine(how, total, value)}")
-            finish(row, total, where)
-
-        def finish(row: str, total: str, where: str) -> None:
-            if how == "argmax":
-                t.line(f"{total}, {where} = block.warp_argmax({total}, {where})")
-            else:
-                t.line(f"{total} = block.warp_{how}({total})")
-            if per_row == "block":
-                part = t.unique("part")
-                k.buffers.add(part, wide, WARPS)
-                spot = ""
-                if how == "argmax":
-                    spot = t.unique("spot")
-                    k.buffers.add(spot, INT32, WARPS)
-                with t.nested("if lane == 0:"):
-                    t.line(f"block.element({part}, warp)[0] = {total}")
-                    if spot:
-                        t.line(f"block.element({spot}, warp)[0] = {where}")
-                t.line("cute.arch.sync_threads()")
-                t.line(f"{total} = block.element({part}, 0)[0]")
-                if spot:
-                    t.line(f"{where} = block.element({spot}, 0)[0]")
-                w = t.unique("w")
-                with t.nested(f"for {w} in cutlass.range_constexpr(1, {WARPS}):"):
-                    other = t.let("other", f"block.element({part}, {w})[0]")
-                    if spot:
-                        at = t.let("at", f"block.element({spot}, {w})[0]")
-                        t.line(f"{total}, {where} = block.better({total}, {where}, {other}, {at})")
-                    else:
-                        t.line(f"{total} = {combine(how, total, other)}")
-            with t.nested("if lane == 0:" if per_row == "warp" else "if tid == 0:"):
-                result = where if how == "argmax" else as_type(total, wide, out.dtype)
-                t.line(f"block.element({place.name}, {row if row != '0' else 0})[0] = {result}")
-
-        if head is None:
-            body("0")
-        else:
-            with t.nested(head):
-                body(r)
-        valid = (x.valid[0], "1")
-    t.line("cute.arch.sync_threads()")
-    k.tiles[s.result] = k.from_shared(place, out.shape, k.static_valid(out, valid))
-
-
-def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Tile:
-    """Row sums or extremes of fragments: over a thread's own columns, its quad, then the warps in order."""
-    t = k.text
-    name = s.result.name
-    own = k.registers(f"{name}_own", FP32, (layout.rows, 1), Rows(layout), start_of(how, FP32))
-    with k.fragments(layout, guard=True) as (i, c):
-        spot = f"{own.registers}[{layout.row_of(i)}]"
-        step = f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}" if x.valid[1] == str(x.shape[1]) else ""
-        if step:
-            t.line(step)
-        else:
-            with t.nested(f"if {c[1]} < {x.valid[1]}:"):
-                t.line(f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}")
-    parts = t.unique(f"{name}_parts")
-    k.buffers.add(parts, FP32, layout.rows * WARPS)
-    t.line("cute.arch.sync_threads()")
-    with k.fragments(Rows(layout)) as (i, c):
-        total = t.let("total", f"block.quad_{how}({own.registers}[{i}])")
-        with t.nested("if lane % 4 == 0:"):
-            t.line(f"block.element({parts}, {c[0]} * {WARPS} + warp)[0] = {total}")
-    t.line("cute.arch.sync_threads()")
-    out = k.registers(name, FP32, (layout.rows, 1), Rows(layout))
-    with k.fragments(Rows(layout)) as (i, c):
-        total = t.let("total", f"block.element({parts}, {c[0]} * {WARPS})[0]")
-        for w in range(1, min(WARPS, layout.columns // 8)):
-            t.line(f"{total} = {combine(how, total, f'block.element({parts}, {c[0]} * {WARPS} + {w})[0]')}")
-        t.line(f"{out.registers}[{i}] = {total}")
-    return replace(out, valid=(x.valid[0], "1"))
-
-
-def start_of(how: str, dtype: DType) -> str:
-    if how == "sum":
-        return literal(0.0 if dtype.is_float else 0, dtype)
-    if dtype.is_float:
-        return f"Float32({'-' if how in ('max', 'argmax') else ''}float('inf'))"
-    high = 2 ** (dtype.bits - 1) - 1
-    return literal(-high - 1 if how in ("max", "argmax") else high, dtype)
-
-
-def combine(how: str, a: str, b: str) -> str:
-    return f"{a} + {b}" if how == "sum" else f"block.{'larger' if how == 'max' else 'smaller'}({a}, {b})"
-
-
-for _name in rules.REDUCE:
-    HANDLERS[_name] = _reduce
-
-
-# ---------------------------------------------------------------------------------------------- products
-@handles("matmul", "matmul_acc")
-def _matmul(k: Kernel, s: Let) -> None:
-    t, out = k.text, result_type(s)
-    accumulates = s.op.name == "matmul_acc"
-    if s.arg("a_trans"):
-        raise unsupported(s, "a_trans=True")
-    if accumulates and s.arg("init_cond") is not None:
-        raise unsupported(s, "init_cond")
-    a, b = k.keep(s.arg("lhs")), k.keep(s.arg("rhs"))
-    b_trans = bool(s.arg("b_trans"))
-    m, n = out.shape
-    depth = a.shape[1]
-    assert a.shared is not None and b.shared is not None
-    valid = k.static_valid(out, (a.valid[0], b.valid[0] if b_trans else b.valid[1]))
-    pair = f"{a.shared.name}, {a.shared.pitch}, {b.shared.name}, {b.shared.pitch}, {b_trans}"
-    layout = k.plan.of(s.result)
-    if layout is not None:
-        start = "" if accumulates else "Float32(0.0)"
-        sums = k.registers(s.result.name, FP32, out.shape, layout, start)
-        if accumulates:
-            acc = k.tile(s.arg("acc"))
-            acc = acc if acc.layout in (None, layout) else k.stored(acc, "acc")
-            with k.fragments(layout, guard=bool(acc.reads)) as (i, c):
-                t.line(f"{sums.registers}[{i}] = {acc.value(t, c)}")
-        t.line(f"block.mma_fragments({pair}, {sums.registers}, {m}, {n}, {depth})")
-        k.tiles[s.result] = replace(sums, valid=valid)
-        return
-    if out.dtype not in (FP32, INT32):
-        raise unsupported(s, f"a product of type {out.dtype}")
-    place = k.place(s.result.name, out.shape, out.dtype)
-    if accumulates:
-        k.fill(k.tile(s.arg("acc")), place, s.result)
-    else:
-        t.line("cute.arch.sync_threads()")
-    t.line(f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, {DSL_TYPES[out.dtype.name]})")
-    t.line("cute.arch.sync_threads()")
-    k.tiles[s.result] = k.from_shared(place, out.shape, valid)

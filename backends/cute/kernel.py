@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, DimVar, Expr, Var
@@ -13,7 +13,9 @@ from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
-from .layouts import THREADS, WARPS, Dealt, Fragment, Layout, Planner, Rows, Spread
+from .layouts import THREADS, Dealt, Layout, Planner, Rows, Spread
+from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
+from .prefetch import Staged
 from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .tensors import View
@@ -23,19 +25,6 @@ from .tiles import Coordinates, Shared, Tile, inside
 UNROLL = 8  # of loops that only read scalars: their loads then wait together
 
 Handler = Callable[["Kernel", Let], None]
-
-
-@dataclass
-class Buffers:
-    """Tiles in shared memory, one place each."""
-
-    lines: list[str] = field(default_factory=list)
-    bytes: int = 0
-
-    def add(self, name: str, dtype: DType, elements: int) -> None:
-        kind = DSL_TYPES[dtype.name]
-        self.lines.append(f"{name} = smem.allocate_tensor({kind}, cute.make_layout({elements}), 128).iterator")
-        self.bytes += -(-elements * dtype.bytes // 128) * 128
 
 
 class Kernel:
@@ -50,6 +39,7 @@ class Kernel:
         self.names: dict[Expr, str] = {}
         self.buffers = Buffers()
         self.ring_bytes = 0  # of the buffers: tiles that run ahead
+        self.stage_bytes = 0  # of one trip of the hungriest such loop
         self.pointers: dict[Var, str] = {}  # base tensors in order of first use
         self.extents: dict[str, str] = {}  # run-time extents in order of first use
         self.captured: dict[Var, str] = {}  # scalars that the launcher passes
@@ -148,14 +138,16 @@ class Kernel:
             staged.prologue(self, s, bounds)
         var = t.unique(s.var.name)
         self.names[s.var] = var
-        unroll = UNROLL if reads_only(s.body) else 1
-        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll={unroll}):"):
+        head = len(t.lines)
+        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):"):
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
             self.block(body)
             nexts = []
             for p, name, after in scalars:
                 assert isinstance(p.type, ScalarType)
-                nexts.append((name, t.let(f"next_{p.name}", f"{dsl_type(p.type.dtype)}({self.write(after)})")))
+                nexts.append(
+                    (name, t.let(f"next_{p.name}", f"{dsl_type(p.type.dtype)}({self.write(after)})"))
+                )
             taken = {place.registers for _, place, _ in tiles}
             new = [(p, place, self.settled(self.tile(n), place, taken)) for p, place, n in tiles]
             for p, place, value in new:
@@ -164,6 +156,13 @@ class Kernel:
                 t.line(f"{name} = {value}")
             if staged is not None:
                 staged.leave(self)
+        # The loads of several trips wait together where nothing in between makes the block wait
+        waits = any(
+            word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
+        )
+        if not waits:
+            unroll = UNROLL if reads_only(s.body) else UNROLL // 2
+            t.lines[head] = t.lines[head].replace("unroll=1", f"unroll={unroll}")
         if staged is not None:
             t.line("cute.arch.cp_async_wait_group(0)")
             t.line("cute.arch.sync_threads()")
@@ -214,7 +213,9 @@ class Kernel:
             else:
                 assert isinstance(v.type, ScalarType)
                 kind = v.type.dtype
-                self.names[v] = t.let(v.name, literal(False if kind == BOOL else 0.0 if kind.is_float else 0, kind))
+                self.names[v] = t.let(
+                    v.name, literal(False if kind == BOOL else 0.0 if kind.is_float else 0, kind)
+                )
                 slots.append((v, self.names[v]))
         arms = [(f"if {cond}:", s.then, "then")]
         if s.orelse or s.merged:
@@ -229,7 +230,9 @@ class Kernel:
                 for v, slot in slots:
                     if isinstance(slot, Tile):
                         tile = self.tile(values[v])
-                        self.assign(self.held(tile, v.name, slot.layout) if slot.layout is not None else tile, slot, v)
+                        self.assign(
+                            self.held(tile, v.name, slot.layout) if slot.layout is not None else tile, slot, v
+                        )
                         valid[v] = tile.valid
                     else:
                         assert isinstance(v.type, ScalarType)
@@ -276,9 +279,14 @@ class Kernel:
                     yield i, (r, c)
         self.cursor = outer
 
-    def registers(self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Rows, start: str = "") -> Tile:
+    def registers(
+        self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Rows, start: str = ""
+    ) -> Tile:
         """A tile in registers, not yet written (or filled with ``start``)."""
-        reg = self.text.let(f"{name}_regs", f"cute.make_rmem_tensor(cute.make_layout({layout.registers}), {DSL_TYPES[dtype.name]})")
+        reg = self.text.let(
+            f"{name}_regs",
+            f"cute.make_rmem_tensor(cute.make_layout({layout.registers}), {DSL_TYPES[dtype.name]})",
+        )
         if start:
             self.text.line(f"{reg}.fill({start})")
 
@@ -305,10 +313,40 @@ class Kernel:
         if tile.registers and tile.layout == layout and not fresh:
             return tile
         new = replace(self.registers(name, tile.dtype, tile.shape, layout), valid=tile.valid)
+        if isinstance(layout, Dealt) and tile.plain is not None and runs(tile, layout):
+            self.load_runs(tile, layout, new.registers)
+            return new
         with self.fragments(layout, guard=bool(tile.reads)) as (i, at):
             value = self.guarded(tile, at) if tile.reads else tile.value(self.text, at)
             self.text.line(f"{new.registers}[{i}] = {value}")
         return new
+
+    def load_runs(self, tile: Tile, layout: Dealt, to: str) -> None:
+        """A load whose threads each read runs of neighbours, one instruction a run."""
+        assert tile.plain is not None
+        pointer, pitch = tile.plain
+        with self.runs(layout) as (n, r, c):
+            limit = tile.valid[0] if tile.valid[0] != str(tile.shape[0]) else None
+            call = f"block.load_run({pointer} + (Int64({r}) * {pitch} + {c}), {to}, {n} * {layout.run}, {layout.run})"
+            tests = [
+                x for x in (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}") if x
+            ]
+            if tests:
+                with self.text.nested(f"if {' & '.join(f'({x})' for x in tests)}:"):
+                    self.text.line(call)
+            else:
+                self.text.line(call)
+
+    @contextmanager
+    def runs(self, layout: Dealt) -> Iterator[tuple[str, str, str]]:
+        """A loop over the runs of a dealt tile that this thread holds: its number, row and first column."""
+        t = self.text
+        n, r, c = t.unique("n"), t.unique("r"), t.unique("c")
+        row, column = layout.coordinates(f"({n} * {layout.run})")
+        with t.nested(f"for {n} in cutlass.range_constexpr({layout.row_registers}):"):
+            t.line(f"{r} = {row}")
+            t.line(f"{c} = {column}")
+            yield n, r, c
 
     # --- shared memory
     def place(self, name: str, shape: tuple[int, ...], dtype: DType, stages: int = 1) -> Shared:
@@ -339,9 +377,13 @@ class Kernel:
             with self.fragments(tile.layout, guard=True) as (i, at):
                 if isinstance(tile.layout, Rows):
                     with t.nested(f"if {tile.layout.of.leads.format(n=i, r=at[0])}:"):
-                        t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}")
+                        t.line(
+                            f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}"
+                        )
                 else:
-                    t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}")
+                    t.line(
+                        f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}"
+                    )
         else:
             with self.elements(tile.shape) as at:
                 value = self.guarded(tile, at)
@@ -355,7 +397,9 @@ class Kernel:
         for d in shape:
             count *= d
         i = self.text.unique("i")
-        with self.text.nested(f"for {i} in cutlass.range(tid, {count}, {THREADS}, unroll={2 if count > THREADS else 1}):"):
+        with self.text.nested(
+            f"for {i} in cutlass.range(tid, {count}, {THREADS}, unroll={2 if count > THREADS else 1}):"
+        ):
             yield self.split_index(i, shape)
 
     def guarded(self, tile: Tile, at: Coordinates) -> str:
@@ -404,42 +448,9 @@ class Kernel:
         """Before a write to a tensor: what still reads from it is read now."""
         for var, tile in list(self.tiles.items()):
             if written in tile.reads and self.uses[var] > 0:
-                self.tiles[var] = self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
-
-
-def padded_pitch(columns: int, dtype: DType) -> int:
-    return columns + 8 if dtype.bytes == 2 and columns % 16 == 0 else columns
-
-
-def vectors(tile: Tile, place: Shared) -> bool:
-    """Whether a load can go to shared memory in 16-byte pieces."""
-    per = 16 // tile.dtype.bytes
-    whole = tile.valid[-1] == str(tile.shape[-1])
-    return len(tile.shape) == 2 and whole and tile.shape[1] % per == 0 and place.pitch % per == 0
-
-
-def copy_call(tile: Tile, place: Shared, to: str) -> str:
-    assert tile.plain is not None
-    pointer, pitch = tile.plain
-    return (
-        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({tile.valid[0]}), "
-        f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
-    )
-
-
-def offset(at: Coordinates, shape: tuple[int, ...], pitch: int) -> str:
-    """The element of a coordinate in a row-major buffer whose last axis has ``pitch`` elements."""
-    strides = strides_of(shape, pitch)
-    parts = [c if s == 1 else f"{c} * {s}" for c, s in zip(at, strides, strict=True) if c != "0"]
-    return " + ".join(parts) or "0"
-
-
-def strides_of(shape: tuple[int, ...], pitch: int) -> list[int]:
-    out, step = [1], pitch
-    for d in reversed(shape[:-1]):
-        out.append(step)
-        step *= d
-    return list(reversed(out))
+                self.tiles[var] = (
+                    self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
+                )
 
 
 def reads_only(body: Block) -> bool:
@@ -466,130 +477,3 @@ def operands_of(body: Block) -> Iterator[Var]:
             yield from operands_of(s.body)
         elif isinstance(s, Let) and s.op.name in ("matmul", "matmul_acc"):
             yield from (x for x in (s.arg("lhs"), s.arg("rhs")) if isinstance(x, Var))
-
-
-# ---------------------------------------------------------------------------------------------- prefetch
-@dataclass
-class Staged:
-    """A loop whose loads run ahead of it: a ring of ``stages`` slots in shared memory for each load.
-
-    A load may run ahead if its address depends on the loop variable, memory that the loop does not write and
-    values from outside, but on nothing that the loop carries.
-    """
-
-    loads: tuple[Let, ...]
-    scalars: tuple[Stmt, ...]  # what the addresses need, in order
-    stages: int
-    places: dict[Var, Shared] = field(default_factory=dict)
-    slot: str = ""
-
-    @staticmethod
-    def plan(k: Kernel, s: For) -> Staged | None:
-        carried = {c.param for c in s.carried}
-        local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
-            st.var for st in s.body if isinstance(st, Bind)
-        }
-        written = {st.arg("target") for st in s.body if isinstance(st, Let) and st.op.name == "store"}
-        ready: set[Expr] = {s.var}
-        scalars: list[Stmt] = []
-        loads: list[Let] = []
-
-        def known(st: Stmt) -> bool:
-            needs = {v for v in uses((st,)) if isinstance(v, Var)}
-            return not (needs & carried) and all(v in ready for v in needs & local)
-
-        for st in s.body:
-            if isinstance(st, Bind) and known(st):
-                scalars.append(st)
-                ready.add(st.var)
-            elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
-                scalars.append(st)
-                ready.add(st.result)
-            elif isinstance(st, Let) and st.op.name == "load" and known(st) and st.arg("t") not in written:
-                t = st.result.type
-                assert isinstance(t, TileType)
-                per = 16 // t.dtype.bytes
-                if t.rank == 2 and t.shape[1] % per == 0 and k.uses[st.result] and _staged_use(s.body, st.result):
-                    loads.append(st)
-        if not loads:
-            return None
-        one = 0
-        for load in loads:
-            t = load.result.type
-            assert isinstance(t, TileType)
-            one += t.shape[0] * padded_pitch(t.shape[1], t.dtype) * t.dtype.bytes
-        stages = min(4, k.room // one)
-        return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
-
-    def issue(self, k: Kernel, s: For, var: str, stop: str, slot: str) -> None:
-        """Begin the loads of iteration ``var`` into ``slot``; an iteration that is not there begins nothing."""
-        names = dict(k.names)
-        with k.text.nested(f"if {var} < {stop}:"):
-            k.names[s.var] = var
-            k.block(self.scalars)
-            for load in self.loads:
-                k.handlers["load"](k, load)
-                tile = k.tiles.pop(load.result)
-                place = self.places[load.result]
-                if tile.plain is None or not vectors(tile, place):
-                    raise InternalError(f"the load of {load.result.name} cannot run ahead")
-                size = tile.shape[0] * place.pitch
-                k.text.line(copy_call(tile, place, f"{place.name} + {slot} * {size}"))
-        k.text.line("cute.arch.cp_async_commit_group()")
-        k.names = names
-
-    def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
-        t = k.text
-        t.line("cute.arch.sync_threads()")
-        for load in self.loads:
-            kind = load.result.type
-            assert isinstance(kind, TileType)
-            before = k.buffers.bytes
-            self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, self.stages)
-            k.ring_bytes += k.buffers.bytes - before
-        start, stop, step = bounds
-        for d in range(self.stages - 1):
-            ahead = t.let("ahead", f"{start} + {d} * {step}")
-            self.issue(k, s, ahead, stop, str(d))
-        self.slot = t.let("slot", "Int32(0)")
-
-    def enter(self, k: Kernel, s: For, var: str, bounds: list[str]) -> Block:
-        """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
-        t = k.text
-        t.line(f"cute.arch.cp_async_wait_group({self.stages - 2})")
-        t.line("cute.arch.sync_threads()")
-        into = t.let("into", f"{self.slot} + {self.stages - 1}")
-        with t.nested(f"if {into} >= {self.stages}:"):
-            t.line(f"{into} = {into} - {self.stages}")
-        ahead = t.let("ahead", f"{var} + {self.stages - 1} * {bounds[2]}")
-        self.issue(k, s, ahead, bounds[1], into)
-        k.names[s.var] = var
-        k.block(self.scalars)
-        for load in self.loads:
-            k.handlers["load"](k, load)
-            lazy = k.tiles[load.result]
-            place = self.places[load.result]
-            size = lazy.shape[0] * place.pitch
-            here = t.let(f"{load.result.name}_now", f"{place.name} + {self.slot} * {size}")
-            k.tiles[load.result] = k.from_shared(replace(place, name=here), lazy.shape, lazy.valid)
-        done = {id(x) for x in (*self.scalars, *self.loads)}
-        return tuple(x for x in s.body if id(x) not in done)
-
-    def leave(self, k: Kernel) -> None:
-        k.text.line(f"{self.slot} = {self.slot} + 1")
-        with k.text.nested(f"if {self.slot} == {self.stages}:"):
-            k.text.line(f"{self.slot} = Int32(0)")
-
-
-def _staged_use(body: Block, var: Var) -> bool:
-    """Whether a product of the loop takes the tile as it is loaded, possibly moved."""
-    names = {var}
-    for s in body:
-        if isinstance(s, Let) and s.op.name == "move" and s.args[0] in names:
-            names.add(s.result)
-        if isinstance(s, Let) and s.op.name in ("matmul", "matmul_acc") and names & {s.arg("lhs"), s.arg("rhs")}:
-            return True
-        if isinstance(s, If) and (_staged_use(s.then, var) or _staged_use(s.orelse, var)):
-            return True
-    return False
-

@@ -198,7 +198,11 @@ class Planner:
         start = {p: self.of(c.init) for p, c in carried.items()}
         found = self.settle(s, start)
         if not self.products and all(x is None or isinstance(x, Dealt) for x in found.values()):
-            widest = max((p.type for p in carried if isinstance(p.type, TileType)), key=lambda t: t.elements, default=None)
+            widest = max(
+                (p.type for p in carried if isinstance(p.type, TileType)),
+                key=lambda t: t.elements,
+                default=None,
+            )
             beside = Dealt.of(widest.shape) if widest is not None else None
             if beside is not None:
                 dealt: dict[Var, Layout] = {p: placed(p.type, beside) for p in carried}  # type: ignore[arg-type]

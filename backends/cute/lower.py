@@ -17,6 +17,7 @@ from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TensorType
 from pypto_models.target import Target
 
+from . import reductions as reductions  # registers its handlers
 from .handlers import HANDLERS
 from .kernel import THREADS, Kernel
 from .matching import Product, match
@@ -140,7 +141,9 @@ class Lowering:
             assert isinstance(t, TensorType)
             name = self.unique(s.result.name)
             self.names[s.result] = name
-            shape = tuple(str(d) if isinstance(d, int) else expr_text(self.host(d, state, s)) for d in t.shape)
+            shape = tuple(
+                str(d) if isinstance(d, int) else expr_text(self.host(d, state, s)) for d in t.shape
+            )
             self.workspaces.append(Workspace(name, t.dtype.torch_name or "", shape))
             state.views[s.result] = View.whole(s.result)
             if s.arg("init_value") is not None:
@@ -225,7 +228,11 @@ class Lowering:
         prelude = slice_of(state.prelude, needed)
         matched = match(s) if not state.guards else "it runs under a condition"
         name = self.unique(s.name)
-        if isinstance(matched, Product) and isinstance(matched.blocks, Const) and self.plan_for(matched) is not None:
+        if (
+            isinstance(matched, Product)
+            and isinstance(matched.blocks, Const)
+            and self.plan_for(matched) is not None
+        ):
             plan = self.plan_for(matched)
             assert plan is not None
             self.streamed(s, name, matched, plan, state, prelude, known)
@@ -233,7 +240,11 @@ class Lowering:
         why = matched if isinstance(matched, str) else "its product does not fit shared memory"
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
         trial = guarded(s, state, prelude, known, 1 << 40)
-        room = self.limit - RESERVED - (trial.buffers.bytes - trial.ring_bytes)
+        fixed = trial.buffers.bytes - trial.ring_bytes
+        room = self.limit - RESERVED - fixed
+        half = self.limit // 2 - RESERVED - fixed
+        if trial.stage_bytes and half // trial.stage_bytes >= 3:
+            room = half  # two blocks share a core, and one computes while the other waits
         kernel = guarded(s, state, prelude, known, room)
         if kernel.buffers.bytes > self.limit - RESERVED:
             raise user_error(
@@ -252,7 +263,14 @@ class Lowering:
             return None
 
     def streamed(
-        self, s: Region, name: str, product: Product, plan: Plan, state: _State, prelude: Block, known: dict[Var, Expr]
+        self,
+        s: Region,
+        name: str,
+        product: Product,
+        plan: Plan,
+        state: _State,
+        prelude: Block,
+        known: dict[Var, Expr],
     ) -> None:
         parts = emit(product, state.views, bindings(known) + prelude)
         kernel = parts.kernel
@@ -264,11 +282,22 @@ class Lowering:
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, units={plan.units}, "
             f"accumulators={plan.accumulators}, ctas={plan.ctas}, warps_n={plan.warps_n}, warps_k={plan.warps_k}, "
-            f"chunk={plan.chunk}, stages={plan.stages}, unit_row={name}_unit_row, finish={name}_finish"
+            f"chunk={plan.chunk}, stages={plan.stages}, m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
         )
         env = f"({', '.join(parts.env)},)"
         run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env})"
-        self.add(kernel, name, s, [*kernel.text.lines, run], "\n".join(inner), plan.threads, plan.shared_bytes, "stream", str(plan.ctas), state)
+        self.add(
+            kernel,
+            name,
+            s,
+            [*kernel.text.lines, run],
+            "\n".join(inner),
+            plan.threads,
+            plan.shared_bytes,
+            "stream",
+            str(plan.ctas),
+            state,
+        )
 
     def add(
         self, kernel: Kernel, name: str, s: Region, body: list[str], head: str, threads: int, shared: int, how: str,
@@ -285,9 +314,13 @@ class Lowering:
         for var, text in kernel.captured.items():
             kind = var.dtype
             parameters.append((text, "Float32" if kind.is_float else "Int32"))
-            arguments.append(("scalar", expr_text(self.host(var, state, s)) if var not in self.names else self.names[var]))
+            arguments.append(
+                ("scalar", expr_text(self.host(var, state, s)) if var not in self.names else self.names[var])
+            )
         text = head + kernel_text(name, s, parameters, body, threads, how)
-        self.kernels.append(KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters)))
+        self.kernels.append(
+            KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters))
+        )
         self.launches.append(Launch(name, grid, tuple(arguments)))
 
 
@@ -298,7 +331,11 @@ def bindings(known: dict[Var, Expr]) -> Block:
 
 def guarded(s: Region, state: _State, prelude: Block, known: dict[Var, Expr], room: int) -> Kernel:
     """The region block by block, under the conditions around it."""
-    needed = set(uses(s.body)) | {v for st in prelude for v in uses((st,))} | {v for c, _ in state.guards for v in free_vars(c)}
+    needed = (
+        set(uses(s.body))
+        | {v for st in prelude for v in uses((st,))}
+        | {v for c, _ in state.guards for v in free_vars(c)}
+    )
     bound = bindings({v: e for v, e in known.items() if v in needed})
     if not state.guards:
         return blockwise(s, state.views, bound + prelude, room)
@@ -342,7 +379,14 @@ def slice_of(statements: list[Stmt], needed: set[Expr]) -> Block:
             out.append(s)
             wanted |= set(uses((s,)))
             if isinstance(s, Let):
-                wanted |= {v for a in s.args if isinstance(a, tuple) for x in a if isinstance(x, Expr) for v in free_vars(x)}
+                wanted |= {
+                    v
+                    for a in s.args
+                    if isinstance(a, tuple)
+                    for x in a
+                    if isinstance(x, Expr)
+                    for v in free_vars(x)
+                }
     return tuple(reversed(out))
 
 
@@ -405,4 +449,3 @@ from backends.cute.device import block, stream
 def lower(function: Function, target: Target) -> Module:
     """The kernels and launches of a function."""
     return Lowering(function, target).module()
-

@@ -14,7 +14,7 @@ from pypto_models.ir.nodes import Block, For, If, Let, LoopKind, Region
 from pypto_models.ir.types import BF16, FP32, Dim, TileType
 
 UNIT = 8
-ROWS = 16
+ROWS = 128  # of the batch, at most
 LAZY = frozenset({
     "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "cast",
     "row_expand_add", "row_expand_sub", "row_expand_mul", "row_expand_div", "col_expand_add", "col_expand_sub",
@@ -31,6 +31,7 @@ class Product:
     blocks: Expr
     width: int  # columns of a block
     depth: int
+    rows: int  # of the batch: a multiple of 16
     x: Let
     weights: tuple[Let, ...]
     results: tuple[Var, ...]
@@ -51,7 +52,11 @@ def match(region: Region) -> Product | str:
     for s in after:
         if not isinstance(s, Let) or s.op.name not in LAZY:
             return f"line {s.span.line}: {s.op.name if isinstance(s, Let) else type(s).__name__} is not elementwise"
-    if loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE) or loop.start != index(0) or loop.step != index(1):
+    if (
+        loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE)
+        or loop.start != index(0)
+        or loop.step != index(1)
+    ):
         return "its loop does not count from 0 in steps of 1"
     if not isinstance(loop.stop, Const):
         return "its trip count is not constant"
@@ -90,17 +95,32 @@ def match(region: Region) -> Product | str:
     x = rows[0]
     xt, wt = x.result.type, weights[0].result.type
     assert isinstance(xt, TileType) and isinstance(wt, TileType)
-    if xt.dtype != BF16 or any(w.result.type.dtype != BF16 for w in weights) or any(r.type.dtype != FP32 for r in results):  # type: ignore[union-attr]
+    if (
+        xt.dtype != BF16
+        or any(w.result.type.dtype != BF16 for w in weights)
+        or any(r.type.dtype != FP32 for r in results)
+    ):  # type: ignore[union-attr]
         return "its operands are not bf16 with fp32 sums"
     height, step = xt.shape
     if any(w.result.type.shape != wt.shape for w in weights):  # type: ignore[union-attr]
         return "its weight tiles differ in shape"
-    if height > ROWS or wt.shape[0] % UNIT or any(w.args[0] is not weights[0].args[0] for w in weights):
-        return "its tile is not 16 rows, or its weights are in different tensors"
+    if (
+        height > ROWS
+        or height % 16
+        or wt.shape[0] % UNIT
+        or any(w.args[0] is not weights[0].args[0] for w in weights)
+    ):
+        return "its tile is not of 16 to 128 rows, or its weights are in different tensors"
     along = Binary("*", loop.var, Const(step)) if step != 1 else loop.var
     for load in (x, *weights):
         at = load.arg("offset")
-        if not isinstance(at, tuple) or len(at) != 2 or at[1] != along or load.arg("drop_dims") or load.arg("pad_value"):
+        if (
+            not isinstance(at, tuple)
+            or len(at) != 2
+            or at[1] != along
+            or load.arg("drop_dims")
+            or load.arg("pad_value")
+        ):
             return f"line {load.span.line}: a load that does not walk the columns"
         base: Dim = load.args[0].type.shape[1]  # type: ignore[union-attr]
         if not isinstance(base, int) or base % 8:
@@ -112,5 +132,14 @@ def match(region: Region) -> Product | str:
         return "its rows do not start at 0"
     depth = int(loop.stop.value) * step
     return Product(
-        region.block, region.count, wt.shape[0], depth, x, tuple(weights), tuple(results), before, after
+        region.block,
+        region.count,
+        wt.shape[0],
+        depth,
+        height,
+        x,
+        tuple(weights),
+        tuple(results),
+        before,
+        after,
     )

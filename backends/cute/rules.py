@@ -27,7 +27,17 @@ UNARY: dict[str, str] = {
 
 COMPARE = ("==", "!=", "<", "<=", ">", ">=")
 
-SHAPE_ONLY = ("reshape", "transpose", "set_validshape", "fillpad", "move", "extract", "insert", "cast", "full")
+SHAPE_ONLY = (
+    "reshape",
+    "transpose",
+    "set_validshape",
+    "fillpad",
+    "move",
+    "extract",
+    "insert",
+    "cast",
+    "full",
+)
 REDUCE = {
     "row_sum": (1, "sum"), "row_max": (1, "max"), "row_min": (1, "min"), "row_argmax": (1, "argmax"),
     "col_sum": (0, "sum"), "col_max": (0, "max"), "col_min": (0, "min"),
@@ -50,7 +60,13 @@ def unsupported(let: Let, why: str) -> Exception:
 
 def arithmetic(template: str, result: DType, *operands: tuple[str, DType]) -> str:
     """An elementwise op: operands widened, the result rounded once to its type."""
-    names = dict(zip("ab", (f"{wide(result)}({v})" if d != FP32 or result != FP32 else v for v, d in operands), strict=False))
+    names = dict(
+        zip(
+            "ab",
+            (f"{wide(result)}({v})" if d != FP32 or result != FP32 else v for v, d in operands),
+            strict=False,
+        )
+    )
     value = template.format(**names)
     return value if DSL_TYPES[result.name] == wide(result) else f"{DSL_TYPES[result.name]}({value})"
 

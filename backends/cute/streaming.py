@@ -9,10 +9,10 @@ from pypto_models.ir.nodes import Block, Let
 from pypto_models.ir.types import TileType
 from pypto_models.target import Target
 
-from .handlers import HANDLERS, view_dtype
+from .handlers import HANDLERS
 from .kernel import Kernel
-from .matching import ROWS, UNIT, Product
-from .tensors import View
+from .matching import UNIT, Product
+from .tensors import View, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
@@ -33,6 +33,7 @@ class Plan:
     stages: int
     units: int
     accumulators: int
+    m_tiles: int  # rows of the batch / 16
 
     @property
     def tiles(self) -> int:
@@ -44,8 +45,8 @@ class Plan:
 
     @property
     def shared_bytes(self) -> int:
-        stage = (self.tiles * UNIT + ROWS) * self.chunk * ELEMENT
-        return max(self.stages * stage, self.warps_k * self.tiles * 512)
+        stage = (self.tiles * UNIT + 16 * self.m_tiles) * self.chunk * ELEMENT
+        return max(self.stages * stage, self.warps_k * self.m_tiles * self.tiles * 512)
 
 
 def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
@@ -56,7 +57,10 @@ def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
     assert isinstance(product.blocks, Const)
     units = int(product.blocks.value) * product.width // UNIT
     accumulators = len(product.results)
-    most = REGISTERS // 4 * 4 // accumulators  # units of a CTA, with four warps side by side
+    m_tiles = product.rows // 16
+    most = max(
+        1, 8 * (REGISTERS // (4 * m_tiles)) // accumulators
+    )  # units of a CTA, eight warps side by side
     waves = -(-units // (target.cores * most))
     ctas = min(units, target.cores * waves)
     room = (limit or max(s.bytes for s in target.spaces.values() if s.align == 16)) - RESERVED
@@ -65,14 +69,17 @@ def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
     for warps_k in (8, 4, 2, 1):
         warps_n = 8 // warps_k
         chunk = LINE * warps_k
-        if product.depth % chunk or -(-per_cta * accumulators // warps_n) * 4 > REGISTERS:
+        if product.depth % chunk or -(-per_cta * accumulators // warps_n) * 4 * m_tiles > REGISTERS:
             continue
-        stage = (per_cta * accumulators * UNIT + ROWS) * chunk * ELEMENT
+        stage = (per_cta * accumulators * UNIT + product.rows) * chunk * ELEMENT
         stages = min(room // stage, 8)
+        made = Plan(ctas, warps_n, warps_k, chunk, stages, units, accumulators, m_tiles)
+        if made.shared_bytes > room:
+            continue
         if stages >= 3:
-            return Plan(ctas, warps_n, warps_k, chunk, stages, units, accumulators)
+            return made
         if stages >= 2 and best is None:
-            best = Plan(ctas, warps_n, warps_k, chunk, stages, units, accumulators)
+            best = made
     if best is None:
         raise ValueError(f"no plan fits {room} bytes of shared memory")
     return best
@@ -93,7 +100,21 @@ class Streamed:
 def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     """The emitted parts of a streamed product."""
     kernel = Kernel(views, HANDLERS)
-    kernel.text.taken |= {"v", "c", "valid", "unit", "rows", "g", "t", "total", "a", "n", "column", "row", "x_rows"}
+    kernel.text.taken |= {
+        "v",
+        "c",
+        "valid",
+        "unit",
+        "rows",
+        "g",
+        "t",
+        "total",
+        "a",
+        "n",
+        "column",
+        "row",
+        "x_rows",
+    }
     # The tensors that a unit touches are known before its function is written
     x_view = kernel.view_of(product.x.args[0])
     w_view = kernel.view_of(product.weights[0].args[0])
@@ -150,11 +171,14 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
         else:
             HANDLERS[s.op.name](kernel, s)
     with text.nested("for v in cutlass.range_constexpr(4):"):
-        text.line("row = g + 8 * (v // 2)")
+        text.line("row = 16 * m + g + 8 * (v // 2)")
         text.line("c = column + 2 * t + v % 2")
         for s in stores:
             store(kernel, s)
-    functions = (("unit_row", ("env", "a", "unit"), unit_row), ("finish", ("env", "unit", "x_rows", "g", "t", "total"), text.lines))
+    functions = (
+        ("unit_row", ("env", "a", "unit"), unit_row),
+        ("finish", ("env", "unit", "x_rows", "m", "g", "t", "total"), text.lines),
+    )
     kernel.text, kernel.names = outer, names
     env = (*kernel.pointers.values(), *kernel.extents.values(), *kernel.captured.values(), *prepared)
     return Streamed(functions, tuple(dict.fromkeys(env)), x, w, rows, kernel)

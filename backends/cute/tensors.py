@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import gcd
 
-from pypto_models.ir.expr import Const, Expr, Var, as_dim, binary, dim_expr, index
-from pypto_models.ir.types import Dim, TensorType
+from pypto_models.ir.expr import Binary, Const, Expr, Var, as_dim, binary, dim_expr, index
+from pypto_models.ir.types import Dim, DType, TensorType
 
 Write = Callable[[Expr], str]
 """Gives the text of a scalar expression."""
@@ -35,7 +36,10 @@ class View:
         new = tuple((i, s) for i, s in zip(at, self.strides, strict=True) if not is_zero(i))
         kept = [i for i in range(len(shape)) if i not in dropped]
         return View(
-            self.base, tuple(shape[i] for i in kept), tuple(self.strides[i] for i in kept), (*self.offsets, *new)
+            self.base,
+            tuple(shape[i] for i in kept),
+            tuple(self.strides[i] for i in kept),
+            (*self.offsets, *new),
         )
 
     def reshaped(self, shape: tuple[Dim, ...]) -> View:
@@ -59,6 +63,23 @@ def _stride(write: Write, s: Expr) -> str:
     return str(s.value) if isinstance(s, Const) else f"Int64({write(s)})"
 
 
+def multiple_of(x: Expr) -> int:
+    """The largest number known to divide an index; 0 for the constant 0, which all numbers divide."""
+    if isinstance(x, Const):
+        return abs(int(x.value))
+    if isinstance(x, Binary):
+        a, b = multiple_of(x.lhs), multiple_of(x.rhs)
+        if x.op == "*":
+            return a * b
+        if x.op in ("+", "-", "min", "max"):
+            return gcd(a, b)
+        if x.op == "%":
+            return gcd(a, b)
+        if x.op == "//" and isinstance(x.rhs, Const) and b and a % b == 0:
+            return a // b
+    return 1
+
+
 def is_zero(x: Expr) -> bool:
     return isinstance(x, Const) and x.value == 0
 
@@ -71,3 +92,20 @@ def row_major(shape: tuple[Dim, ...]) -> tuple[Expr, ...]:
         out.append(step)
         step = binary("*", step, dim_expr(d))
     return tuple(reversed([index(as_dim(s)) for s in out]))  # type: ignore[arg-type]
+
+
+def view_dtype(view: View) -> DType:
+    assert isinstance(view.base.type, TensorType)
+    return view.base.type.dtype
+
+
+def aligned_pitch(box: View) -> int | None:
+    """The pitch of a box whose rows all start at multiples of 16 bytes, as far as can be known; else None."""
+    per = 16 // view_dtype(box).bytes
+    if len(box.shape) != 2 or box.strides[1] != Const(1):
+        return None
+    pitch = box.strides[0]
+    if not isinstance(pitch, Const) or pitch.value % per:
+        return None
+    starts = all(multiple_of(i) * multiple_of(s) % per == 0 for i, s in box.offsets)
+    return int(pitch.value) if starts else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pypto_models.backend import Compiled, Progress
+from pypto_models.target import KINDS
 
 from .machine import Machine
 from .splits import check_splits
@@ -28,17 +29,26 @@ class SimBackend:
     """Runs any program on CPU tensors; needs nothing that torch does not bring."""
 
     name = "sim"
+    kinds: tuple[str, ...] = KINDS
+    default_for: str | None = None
 
     def unusable(self) -> str | None:
         """Why the backend cannot run on this machine; None, since it always can."""
         return None
 
     def build(
-        self, compiled: Compiled, schedule: str = "program", seed: int = 0, check_splits: bool = False
+        self,
+        compiled: Compiled,
+        schedule: str = "program",
+        seed: int = 0,
+        check_splits: bool = False,
+        checks: bool = True,
     ) -> Simulation:
         """``schedule="random"`` runs blocks and independent regions in an order drawn from ``seed``.
 
         With ``check_splits`` every region with a split also runs without it, and a difference is an error.
+        ``checks=False`` leaves out what is asked of every access to global memory: it shows what the checks
+        cost, and nothing about the program.
         """
-        machine = Machine(compiled.function, compiled.graph, schedule, seed)
+        machine = Machine(compiled.function, compiled.graph, schedule, seed, compiled.target, checks)
         return Simulation(machine, compiled if check_splits else None)

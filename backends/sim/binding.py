@@ -28,7 +28,9 @@ class Binding:
     dims: dict[Expr, Number]
 
 
-def bind(function: Function, args: Mapping[str, Any], written: frozenset[Var]) -> Binding:
+def bind(
+    function: Function, args: Mapping[str, Any], written: frozenset[Var], checked: bool = True
+) -> Binding:
     """Check the arguments and make their buffers.
 
     Out tensors are poisoned, In tensors that the program writes become private copies.  Every mismatch is a
@@ -56,16 +58,17 @@ def bind(function: Function, args: Mapping[str, Any], written: frozenset[Var]) -
     }
     # Making an Out buffer poisons the caller's tensor, so nothing may be refused from here on
     values = tuple(
-        scalars[p] if p in scalars else _buffer(p, args[p.name].detach(), p.var in written).view()
+        scalars[p] if p in scalars else _buffer(p, args[p.name].detach(), p.var in written, checked).view()
         for p in function.params
     )
     return Binding(values, dims)
 
 
-def _buffer(p: Param, data: torch.Tensor, written: bool) -> Buffer:
+def _buffer(p: Param, data: torch.Tensor, written: bool, checked: bool) -> Buffer:
     if p.direction is Direction.IN:
-        return Buffer(p.name, data.clone() if written else data, defined=True, stable=not written)
-    return Buffer(p.name, data, defined=p.direction is Direction.INOUT)
+        own = data.clone() if written else data
+        return Buffer(p.name, own, defined=True, stable=not written, checked=checked)
+    return Buffer(p.name, data, defined=p.direction is Direction.INOUT, checked=checked)
 
 
 def _wrong(function: Function, name: str, why: str, fix: str) -> UserError:

@@ -31,6 +31,7 @@ class RegionFacts:
     label: str
     task: int = -1
     suspects: frozenset[str] = frozenset()
+    require_room: Callable[[int], None] | None = None  # raises if so many blocks may not be launched at once
 
 
 class Launcher:
@@ -67,6 +68,8 @@ class Launcher:
                 Diag.ARITHMETIC, op="pl.spmd", why=f"the number of blocks is {blocks}",
                 fix="keep it at 0 or more: pl.max(n, 0)",
             )  # fmt: skip
+        if facts.require_room is not None:
+            facts.require_room(blocks)
         if body.__name__ not in self.known:
             self.total += blocks
         self.tasks += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from operator import mul
 from typing import Protocol
 
 import torch
@@ -31,27 +32,33 @@ class Buffer:
     """A contiguous tensor in global memory.
 
     ``stable`` buffers are written by nothing in the program, so that loads need no copy.  ``complete`` means
-    that every element is defined.
+    that every element is defined.  A buffer that is not ``checked`` takes every access as it comes.
     """
 
-    __slots__ = ("name", "data", "shape", "stable", "complete", "base", "watch", "_mask", "_recount")
+    __slots__ = (
+        "name", "data", "shape", "stable", "complete", "base", "watch", "checked", "_mask", "_recount",
+    )  # fmt: skip
 
-    def __init__(self, name: str, data: torch.Tensor, *, defined: bool, stable: bool = False) -> None:
+    def __init__(
+        self, name: str, data: torch.Tensor, *, defined: bool, stable: bool = False, checked: bool = True
+    ) -> None:
         self.name = name
         self.data = data
         self.shape: Extents = tuple(int(d) for d in data.shape)
         self.stable = stable
-        self.complete = defined or data.numel() == 0
+        self.checked = checked
+        self.complete = defined or not checked or data.numel() == 0
         self.base = int(data.storage_offset())
         self.watch: Watcher | None = None  # told of every access while one is set
         self._mask: torch.Tensor | None = None
         self._recount = data.numel()  # elements that stores must still bring before counting again can pay
-        if not defined:
+        if checked and not defined:
             poison(data)
 
     def view(self) -> View:
         """The whole buffer."""
-        return View(self, self.base, self.shape, self.data.stride(), (0,) * len(self.shape))
+        kind = View if self.checked else UncheckedView
+        return kind(self, self.base, self.shape, self.data.stride(), (0,) * len(self.shape))
 
     def first_unwritten(self, extents: Extents, strides: Extents, start: int) -> list[int] | None:
         """Place within a box of its first element that was never written; None if all were."""
@@ -174,7 +181,8 @@ class View:
                 f"between its rows, so that {list(shape)} would need a copy",
                 fix="reshape the whole tensor before slicing it, or reshape a tile inside of a region",
             ) from None  # fmt: skip
-        return View(self.buffer, self.start, shape, strides, self.origin if shape == self.shape else None)
+        origin = self.origin if shape == self.shape else None
+        return type(self)(self.buffer, self.start, shape, strides, origin)
 
     def tensor(self) -> torch.Tensor:
         """The view as a torch tensor on the buffer's memory."""
@@ -218,6 +226,33 @@ class View:
         return self.buffer.place(position) or " (past its end)"
 
 
+class UncheckedView(View):
+    """A view that trusts every offset, to measure what the checks cost."""
+
+    __slots__ = ()
+
+    def load(self, offsets: Extents, extents: Extents) -> torch.Tensor:
+        box = self._box(offsets, extents)
+        return box if self.buffer.stable else box.clone()
+
+    def store(self, offsets: Extents, data: torch.Tensor, atomic: bool) -> None:
+        box = self._box(offsets, tuple(data.shape))
+        if atomic:
+            box.add_(data)
+        else:
+            box.copy_(data)
+
+    def view(self, offsets: Extents, extents: Extents) -> View:
+        at = self.start + sum(map(mul, offsets, self.strides))
+        return UncheckedView(self.buffer, at, tuple(extents), self.strides, None)
+
+    def _box(self, offsets: Extents, extents: Extents) -> torch.Tensor:
+        if 0 in extents:  # it touches nothing, and may lie anywhere
+            return self.buffer.data.new_empty(extents)
+        at = self.start + sum(map(mul, offsets, self.strides))
+        return self.buffer.data.as_strided(extents, self.strides, at)
+
+
 def show_box(offsets: Extents, extents: Extents) -> str:
     """``[3, 0:256]``: a box as the user would slice it."""
     parts = (str(o) if n == 1 else f"{o}:{o + n}" for o, n in zip(offsets, extents, strict=True))
@@ -238,7 +273,9 @@ def poison(data: torch.Tensor) -> None:
         data.fill_(info.min if info.min else info.max)
 
 
-def create(name: str, shape: Extents, dtype: torch.dtype, init: int | float | None) -> View:
+def create(
+    name: str, shape: Extents, dtype: torch.dtype, init: int | float | None, checked: bool = True
+) -> View:
     """``pl.create_tensor`` outside of a region: poisoned scratch, or filled with ``init``."""
     if min(shape, default=0) < 0:
         raise user_error(
@@ -246,5 +283,5 @@ def create(name: str, shape: Extents, dtype: torch.dtype, init: int | float | No
             fix="keep run-time extents at 0 or more: pl.max(n, 0)",
         )  # fmt: skip
     if init is None:
-        return Buffer(name, torch.empty(shape, dtype=dtype), defined=False).view()
-    return Buffer(name, torch.full(shape, init, dtype=dtype), defined=True).view()
+        return Buffer(name, torch.empty(shape, dtype=dtype), defined=False, checked=checked).view()
+    return Buffer(name, torch.full(shape, init, dtype=dtype), defined=True, checked=checked).view()

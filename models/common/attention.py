@@ -2,29 +2,36 @@
 
 The context of every sequence is cut into runs of `run_pages` pages.  A work item is one run of one KV head;
 the items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the
-cores at batch 1 as at batch 16.  A run keeps an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A
+cores at batch 1 as at batch 16.  A small region before it writes down which run belongs to whom.  A run keeps an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A
 sequence with one run writes its result; with more, each run leaves a partial (maximum, sum, accumulator) to
-merge.
+merge.  Where a sequence may have several rows, the merge also brings them from one tile into token order.
+
+All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per run and
+head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.
 """
 
 from __future__ import annotations
 
 import pypto_models.language as pl
-from models.common.rows import context_of, sequence_of
+from models.common.rows import context_of, rows_of, sequence_of
 from models.common.sizes import (
     DTYPE,
     GROUP,
     GROUP_ROWS,
     HEAD_DIM,
     KV_HEADS,
+    KV_TILE,
     MAX_BATCH,
     PAGE,
     Q_HEADS,
     SCALE,
+    SPAN,
     TARGET_RUNS,
 )
 
 LOWEST = -3.0e38  # start of a running maximum: finite, so that exp(LOWEST - m) is 0 and not NaN
+KV_STAGES = 2  # tiles of K and of V that a run holds at once
+STEEP = 1.0e30  # slope of the causal bound: far above any score, and times any context far below fp32's limit
 
 
 @pl.jit.inline
@@ -55,6 +62,33 @@ def runs_of(
 
 
 @pl.jit.inline
+def tokens_before():
+    """For each row r of a query tile the number of tokens before its own, r // GROUP: [GROUP_ROWS, 1] fp32.
+
+    Token j adds a step from 0 to 1 at row j GROUP.  Made of padding, since an index would not split by rows.
+    """
+    count = pl.full([GROUP_ROWS, 1], pl.FP32, 0.0)
+    for j in pl.unroll(1, SPAN):
+        earlier = pl.set_validshape(pl.full([GROUP_ROWS, 1], pl.FP32, 0.0), j * GROUP, 1)
+        step = pl.minimum(pl.fillpad(earlier, pad_value=pl.PadValue.max), 1.0)
+        count = pl.add(count, step)
+    return count
+
+
+@pl.jit.inline
+def causal_line(seen: pl.Scalar[pl.INDEX]):
+    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32, that falls through zero behind the last KV index that a
+    row sees: (seen + r // GROUP - c - 1/2) STEEP for row r and KV index c; the first row sees `seen`.
+
+    Above zero it is far above any score, below zero it makes exp() vanish.
+    """
+    limit = pl.add(tokens_before(), pl.cast(seen, pl.FP32) - 0.5)
+    column = pl.cast(pl.arange(0, [1, KV_TILE], pl.INT32), pl.FP32)
+    columns = pl.col_expand(pl.create_tensor([GROUP_ROWS, KV_TILE], pl.FP32), column)
+    return pl.mul(pl.row_expand_sub(columns, limit), -STEEP)
+
+
+@pl.jit.inline
 def attend_run(
     q: pl.Tensor,
     k_cache: pl.Tensor,
@@ -62,27 +96,41 @@ def attend_run(
     block_table: pl.Tensor,
     s: pl.Scalar[pl.INDEX],
     q_row: pl.Scalar[pl.INDEX],
+    count: pl.Scalar[pl.INDEX],
     head: pl.Scalar[pl.INDEX],
     begin: pl.Scalar[pl.INDEX],
     end: pl.Scalar[pl.INDEX],
     tokens: pl.Scalar[pl.INDEX],
 ):
-    """Online softmax of one query group over pages [begin, end) of sequence `s`, which holds `tokens` tokens.
+    """Online softmax of `count` rows of sequence `s`, which holds `tokens` tokens, over pages [begin, end).
 
-    Returns the running maximum and sum [GROUP_ROWS, 1] and the accumulator [GROUP_ROWS, D], all fp32.
+    Returns the running maximum and sum [GROUP_ROWS, 1] and the accumulator [GROUP_ROWS, D], all fp32.  A row
+    that sees nothing of a run has a maximum below any score's, so that the merge weighs it with 0.
     """
-    group = pl.slice(q, [GROUP_ROWS, HEAD_DIM], [q_row, 0], valid_shape=[GROUP, HEAD_DIM])
+    group = pl.slice(
+        q,
+        [1, GROUP_ROWS, HEAD_DIM],
+        [head, q_row, 0],
+        valid_shape=[1, count * GROUP, HEAD_DIM],
+        drop_dims=[0],
+    )
     query = pl.fillpad(group, pad_value=pl.PadValue.zero)
     m = pl.full([GROUP_ROWS, 1], pl.FP32, LOWEST)
     total = pl.full([GROUP_ROWS, 1], pl.FP32, 0.0)
     acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)
-    for p in pl.pipeline(begin, end, stage=2):
-        page = pl.cast(pl.read(block_table, [s, p]), pl.INDEX)
-        row = (page * KV_HEADS + head) * PAGE
-        live = pl.min(tokens - p * PAGE, PAGE)
-        keys = pl.slice(k_cache, [PAGE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
-        values = pl.slice(v_cache, [PAGE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
+    if SPAN > 1:
+        line = causal_line(tokens - count + 1)
+    per_page = PAGE // KV_TILE
+    last = (pl.min(end * PAGE, tokens) + KV_TILE - 1) // KV_TILE
+    for p in pl.pipeline(begin * per_page, last, stage=KV_STAGES):
+        page = pl.cast(pl.read(block_table, [s, p // per_page]), pl.INDEX)
+        row = (page * KV_HEADS + head) * PAGE + p % per_page * KV_TILE
+        live = pl.min(tokens - p * KV_TILE, KV_TILE)
+        keys = pl.slice(k_cache, [KV_TILE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
+        values = pl.slice(v_cache, [KV_TILE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
         scores = pl.mul(pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True), SCALE)
+        if SPAN > 1:
+            scores = pl.minimum(scores, pl.sub(line, pl.cast(p * KV_TILE, pl.FP32) * STEEP))
         new_m = pl.maximum(m, pl.row_max(scores))
         decay = pl.exp(pl.sub(m, new_m))
         weights = pl.exp(pl.row_expand_sub(scores, new_m))
@@ -91,6 +139,63 @@ def attend_run(
         acc = pl.add(pl.row_expand_mul(acc, decay), part)
         m = new_m
     return m, total, acc
+
+
+@pl.jit.inline
+def leave_partial(
+    m: pl.Tensor,
+    total: pl.Tensor,
+    acc: pl.Tensor,
+    place: pl.Scalar[pl.INDEX],
+    part_m: pl.Tensor,
+    part_sum: pl.Tensor,
+    part_acc: pl.Tensor,
+):
+    """Store the online softmax of a run for the merge."""
+    pl.assemble(part_m, m, [place, 0])
+    pl.assemble(part_sum, total, [place, 0])
+    pl.assemble(part_acc, acc, [place, 0])
+
+
+@pl.jit.inline
+def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
+    """Rows of sequence `s` that one query tile takes; a constant where SPAN is 1.
+
+    Rows beyond SPAN are never written, so that whatever reads them is an error and not a wrong number.
+    """
+    if SPAN > 1:
+        count = pl.min(rows_of(s, slot_mapping, cu_q, ctx), SPAN)
+    else:
+        count = 1
+    return count
+
+
+@pl.jit.inline
+def plan_runs(
+    slot_mapping: pl.Tensor,
+    cu_q: pl.Tensor,
+    ctx: pl.Tensor,
+    run_seq: pl.Tensor,
+    seq_run: pl.Tensor,
+    shape: pl.Tensor,
+):
+    """`run_seq` [runs] = the sequence of each run, `seq_run` [B] = the first run of each sequence, `shape` =
+    (pages of a run, runs of all sequences).  One block per sequence writes what is its own.
+    """
+    batch = pl.tensor.dim(ctx, 0)
+    for s in pl.spmd(batch, name_hint="attention_runs"):
+        run_pages = pages_per_run(slot_mapping, cu_q, ctx)
+        before = 0
+        for o in pl.range(s):
+            before = before + runs_of(o, run_pages, slot_mapping, cu_q, ctx)
+        after = before + runs_of(s, run_pages, slot_mapping, cu_q, ctx)
+        pl.write(seq_run, [s], pl.cast(before, pl.INT32))
+        for r in pl.range(before, after):
+            pl.write(run_seq, [r], pl.cast(s, pl.INT32))
+        if s == batch - 1:
+            pl.write(shape, [0], pl.cast(run_pages, pl.INT32))
+            pl.write(shape, [1], pl.cast(after, pl.INT32))
+    return run_seq, seq_run, shape
 
 
 @pl.jit.inline
@@ -104,69 +209,79 @@ def attention(
     ctx: pl.Tensor,
     out: pl.Tensor,
 ):
-    """`out` [T, Q D] = attention of `q` [T Q, D] over the cache; dead rows become zeros.
+    """`out` [T, Q D] = causal attention of `q` [KV, T GROUP, D] over the cache; dead rows become zeros.
 
-    One query row per sequence: row cu_q[s] attends to the ctx[s] tokens of sequence s.
+    `q` is as `rope_kv_write` leaves it; a sequence has up to SPAN live rows.
     """
     rows = pl.tensor.dim(out, 0)
     batch = pl.tensor.dim(ctx, 0)
+    q_by_head = pl.reshape(q, [KV_HEADS, rows * GROUP, HEAD_DIM])
     heads_out = pl.reshape(out, [rows * Q_HEADS, HEAD_DIM])
     slots = (MAX_BATCH + TARGET_RUNS) * KV_HEADS  # a partial per run and KV head, at most
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_sum = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_acc = pl.create_tensor([slots * GROUP_ROWS, HEAD_DIM], pl.FP32)
-    run_pages = pages_per_run(slot_mapping, cu_q, ctx)
+    run_seq = pl.create_tensor([MAX_BATCH + TARGET_RUNS], pl.INT32)
+    seq_run = pl.create_tensor([batch], pl.INT32)
+    shape = pl.create_tensor([2], pl.INT32)
+    run_seq, seq_run, shape = plan_runs(slot_mapping, cu_q, ctx, run_seq, seq_run, shape)
 
-    for item in pl.spmd((batch + TARGET_RUNS) * KV_HEADS, name_hint="attention"):
+    for item in pl.spmd(
+        (batch + TARGET_RUNS) * KV_HEADS,
+        name_hint="attention",
+        optimizations=[pl.split(pl.SplitMode.UP_DOWN)],
+    ):
         run = item // KV_HEADS
         head = item % KV_HEADS
-        seq = -1
-        first = 0  # run number at which the sequence begins
-        runs = 0  # runs of all sequences so far
-        for s in pl.range(batch):
-            after = runs + runs_of(s, run_pages, slot_mapping, cu_q, ctx)
-            if runs <= run and run < after:
-                seq = s
-                first = runs
-            runs = after
-        if seq >= 0:
+        if run < pl.cast(pl.read(shape, [1]), pl.INDEX):
+            run_pages = pl.cast(pl.read(shape, [0]), pl.INDEX)
+            seq = pl.cast(pl.read(run_seq, [run]), pl.INDEX)
+            before = pl.cast(pl.read(seq_run, [seq]), pl.INDEX)
             tokens = context_of(seq, slot_mapping, cu_q, ctx)
+            count = query_rows(seq, slot_mapping, cu_q, ctx)
             pages = (tokens + PAGE - 1) // PAGE
-            begin = (run - first) * run_pages
+            begin = (run - before) * run_pages
             end = pl.min(begin + run_pages, pages)
-            q_row = pl.cast(pl.read(cu_q, [seq]), pl.INDEX) * Q_HEADS + head * GROUP
-            m, total, acc = attend_run(q, k_cache, v_cache, block_table, seq, q_row, head, begin, end, tokens)
-            if pages <= run_pages:
-                done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
-                pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [q_row, 0])
+            first = pl.cast(pl.read(cu_q, [seq]), pl.INDEX)
+            m, total, acc = attend_run(
+                q_by_head, k_cache, v_cache, block_table, seq, first * GROUP, count, head, begin, end, tokens
+            )
+            place = item * GROUP_ROWS
+            if SPAN == 1:
+                if pages <= run_pages:
+                    done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
+                    row = first * Q_HEADS + head * GROUP
+                    pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [row, 0])
+                else:
+                    leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
             else:
-                place = item * GROUP_ROWS
-                pl.assemble(part_m, m, [place, 0])
-                pl.assemble(part_sum, total, [place, 0])
-                pl.assemble(part_acc, acc, [place, 0])
+                leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
 
+    height = (GROUP + 7) // 8 * 8  # a column of 8 fp32 is the least that aligns
     for task in pl.spmd(rows * KV_HEADS, name_hint="attention_merge"):
         t = task // KV_HEADS
         head = task % KV_HEADS
-        q_row = t * Q_HEADS + head * GROUP
+        out_row = t * Q_HEADS + head * GROUP
         seq = sequence_of(t, slot_mapping, cu_q, ctx)
         if seq < 0:
-            zeros = pl.full([GROUP_ROWS, HEAD_DIM], DTYPE, 0.0)
-            pl.assemble(heads_out, pl.set_validshape(zeros, GROUP, HEAD_DIM), [q_row, 0])
+            zeros = pl.full([height, HEAD_DIM], DTYPE, 0.0)
+            pl.assemble(heads_out, pl.set_validshape(zeros, GROUP, HEAD_DIM), [out_row, 0])
         else:
+            run_pages = pl.cast(pl.read(shape, [0]), pl.INDEX)
             runs = runs_of(seq, run_pages, slot_mapping, cu_q, ctx)
-            if runs > 1:
-                first = 0
-                for s in pl.range(seq):
-                    first = first + runs_of(s, run_pages, slot_mapping, cu_q, ctx)
-                m = pl.full([GROUP_ROWS, 1], pl.FP32, LOWEST)
-                total = pl.full([GROUP_ROWS, 1], pl.FP32, 0.0)
-                acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)
-                for r in pl.range(first, first + runs):
-                    place = (r * KV_HEADS + head) * GROUP_ROWS
-                    run_m = pl.slice(part_m, [GROUP_ROWS, 1], [place, 0])
-                    run_sum = pl.slice(part_sum, [GROUP_ROWS, 1], [place, 0])
-                    run_acc = pl.slice(part_acc, [GROUP_ROWS, HEAD_DIM], [place, 0])
+            j = t - pl.cast(pl.read(cu_q, [seq]), pl.INDEX)
+            if j < SPAN and (SPAN > 1 or runs > 1):
+                before = pl.cast(pl.read(seq_run, [seq]), pl.INDEX)
+                m = pl.set_validshape(pl.full([height, 1], pl.FP32, LOWEST), GROUP, 1)
+                total = pl.set_validshape(pl.full([height, 1], pl.FP32, 0.0), GROUP, 1)
+                acc = pl.set_validshape(pl.full([height, HEAD_DIM], pl.FP32, 0.0), GROUP, HEAD_DIM)
+                for r in pl.range(before, before + runs):
+                    place = (r * KV_HEADS + head) * GROUP_ROWS + j * GROUP
+                    run_m = pl.slice(part_m, [height, 1], [place, 0], valid_shape=[GROUP, 1])
+                    run_sum = pl.slice(part_sum, [height, 1], [place, 0], valid_shape=[GROUP, 1])
+                    run_acc = pl.slice(
+                        part_acc, [height, HEAD_DIM], [place, 0], valid_shape=[GROUP, HEAD_DIM]
+                    )
                     new_m = pl.maximum(m, run_m)
                     old = pl.exp(pl.sub(m, new_m))
                     new = pl.exp(pl.sub(run_m, new_m))
@@ -174,5 +289,5 @@ def attention(
                     acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(run_acc, new))
                     m = new_m
                 done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
-                pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [q_row, 0])
+                pl.assemble(heads_out, done, [out_row, 0])
     return out

@@ -1,9 +1,12 @@
-"""RMSNorm in the Llama style, with its two roundings (Zhang and Sennrich, arXiv:1910.07467)."""
+"""RMSNorm (Zhang and Sennrich, arXiv:1910.07467), in the Llama style or the Gemma style.
+
+Llama: w * rnd(x_hat), two roundings.  Gemma (`GEMMA_NORM`): x_hat * (1 + w), one rounding.
+"""
 
 from __future__ import annotations
 
 import pypto_models.language as pl
-from models.common.sizes import DTYPE, EPS
+from models.common.sizes import DTYPE, EPS, GEMMA_NORM
 
 
 @pl.jit.inline
@@ -16,11 +19,15 @@ def rounded(x: pl.Tensor):
 def rms_norm_rows(x: pl.Tensor, weight: pl.Tensor):
     """RMSNorm of each row: `x` [M, N] fp32, `weight` [1, N] fp32 -> [M, N] fp32 before its last rounding.
 
-    x_hat = x * rsqrt(mean(x^2) + eps), rounded to the element type; then w * x_hat.
+    x_hat = x * rsqrt(mean(x^2) + eps); then w * rnd(x_hat), or x_hat * (1 + w).
     """
     mean_square = pl.mul(pl.row_sum(pl.mul(x, x)), 1.0 / x.shape[1])
     x_hat = pl.row_expand_mul(x, pl.rsqrt(pl.add(mean_square, EPS)))
-    return pl.col_expand_mul(rounded(x_hat), weight)
+    if GEMMA_NORM:
+        out = pl.col_expand_mul(x_hat, pl.add(weight, 1.0))
+    else:
+        out = pl.col_expand_mul(rounded(x_hat), weight)
+    return out
 
 
 @pl.jit.inline

@@ -5,28 +5,45 @@ from __future__ import annotations
 import pypto_models.language as pl
 from models.common.norm import rms_norm_rows, rounded
 from models.common.rows import sequence_of
-from models.common.sizes import DTYPE, HALF_DIM, HEAD_DIM, KV_HEADS, KV_ROWS, PAGE, Q_HEADS, Q_ROWS
+from models.common.sizes import (
+    DTYPE,
+    GATE_HEADS,
+    GROUP,
+    HALF_DIM,
+    HEAD_DIM,
+    KV_HEADS,
+    KV_ROWS,
+    PAGE,
+    Q_HEADS,
+    Q_ROWS,
+)
 
 
 @pl.jit.inline
-def rotate(low: pl.Tensor, high: pl.Tensor, cos: pl.Tensor, sin: pl.Tensor):
-    """Rotate the pairs (low_i, high_i), both [M, D / 2] fp32, by the angles of one position [1, D / 2].
-
-    Every product and every sum is rounded to the element type: y_low = low cos - high sin,
-    y_high = high cos + low sin.
-    """
-    new_low = pl.sub(rounded(pl.col_expand_mul(low, cos)), rounded(pl.col_expand_mul(high, sin)))
-    new_high = pl.add(rounded(pl.col_expand_mul(high, cos)), rounded(pl.col_expand_mul(low, sin)))
-    return pl.cast(new_low, DTYPE, mode="rint"), pl.cast(new_high, DTYPE, mode="rint")
+def side_by_side(left: pl.Tensor, right: pl.Tensor):
+    """`left` and `right`, both [M, R] fp32, as one tile [M, 2 R]."""
+    rows, cols = left.shape[0], left.shape[1]
+    both = pl.create_tensor([rows, 2 * cols], pl.FP32)
+    both = pl.assemble(both, left, [0, 0])
+    return pl.assemble(both, right, [0, cols])
 
 
 @pl.jit.inline
 def norm_rotate(heads: pl.Tensor, weight: pl.Tensor, cos: pl.Tensor, sin: pl.Tensor):
-    """Norm each head [M, D] fp32 with `weight` [1, D], then rotate; two halves [M, D / 2]."""
+    """Norm each head [M, D] fp32 with `weight` [1, D], then rotate it by the angles of one position.
+
+    Of the normed dims, the pairs (low_i, high_i) = (x_i, x_{i + R}), i < R, become low cos - high sin and
+    high cos + low sin; the dims from 2 R on stay.  `cos` and `sin` [1, 2 R] hold the R angles twice.  Every
+    product and every sum is rounded to the element type.
+    """
+    rows = heads.shape[0]
     normed = rounded(rms_norm_rows(heads, weight))
-    low = pl.slice(normed, [heads.shape[0], HALF_DIM], [0, 0])
-    high = pl.slice(normed, [heads.shape[0], HALF_DIM], [0, HALF_DIM])
-    return rotate(low, high, cos, sin)
+    low = pl.slice(normed, [rows, HALF_DIM], [0, 0])
+    high = pl.slice(normed, [rows, HALF_DIM], [0, HALF_DIM])
+    across = side_by_side(pl.neg(high), low)
+    straight = pl.slice(normed, [rows, 2 * HALF_DIM], [0, 0])
+    turned = pl.add(rounded(pl.col_expand_mul(straight, cos)), rounded(pl.col_expand_mul(across, sin)))
+    return pl.cast(pl.assemble(normed, turned, [0, 0]), DTYPE, mode="rint")
 
 
 @pl.jit.inline
@@ -46,33 +63,38 @@ def rope_kv_write(
 ):
     """Norm and rotate the q and k heads of every live row; write q, and k and v at the row's slot.
 
-    `qkv` [T, (Q + 2 KV) D] fp32; `q` [T Q, D]; caches [pages KV PAGE, D] with row
-    (page KV + head) PAGE + offset, slot = page PAGE + offset.  Dead rows write nothing.
+    `qkv` [T, (G + Q + 2 KV) D] fp32 with G gate heads first, which are left alone.  `q` [KV, T GROUP, D] has
+    row t GROUP + g of each KV head: what the rows of a sequence ask of one KV head is one tile.  Caches
+    [pages KV PAGE, D] have row (page KV + head) PAGE + offset, slot = page PAGE + offset.  Dead rows write
+    nothing.
     """
     rows = pl.tensor.dim(qkv, 0)
-    heads = pl.reshape(qkv, [rows * (Q_HEADS + 2 * KV_HEADS), HEAD_DIM])
+    row_heads = GATE_HEADS + Q_HEADS + 2 * KV_HEADS
+    heads = pl.reshape(qkv, [rows * row_heads, HEAD_DIM])
+    q_by_head = pl.reshape(q, [KV_HEADS, rows * GROUP, HEAD_DIM])
     for t in pl.spmd(rows, name_hint="rope_kv_write"):
         if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
             position = pl.cast(pl.read(positions, [t]), pl.INDEX)
             slot = pl.cast(pl.read(slot_mapping, [t]), pl.INDEX)
-            cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
-            sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
+            half_cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
+            half_sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
+            cos = side_by_side(half_cos, half_cos)
+            sin = side_by_side(half_sin, half_sin)
 
-            first = t * (Q_HEADS + 2 * KV_HEADS)
+            first = t * row_heads + GATE_HEADS
             q_heads = pl.slice(heads, [Q_ROWS, HEAD_DIM], [first, 0], valid_shape=[Q_HEADS, HEAD_DIM])
-            q_low, q_high = norm_rotate(rounded(q_heads), q_weight, cos, sin)
-            pl.assemble(q, q_low, [t * Q_HEADS, 0])
-            pl.assemble(q, q_high, [t * Q_HEADS, HALF_DIM])
+            q_new = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
+            groups = pl.reshape(pl.slice(q_new, [Q_HEADS, HEAD_DIM], [0, 0]), [KV_HEADS, GROUP, HEAD_DIM])
+            pl.assemble(q_by_head, groups, [0, t * GROUP, 0])
 
             first = first + Q_HEADS
             k_heads = pl.slice(heads, [KV_ROWS, HEAD_DIM], [first, 0], valid_shape=[KV_HEADS, HEAD_DIM])
-            k_low, k_high = norm_rotate(rounded(k_heads), k_weight, cos, sin)
+            k_new = norm_rotate(rounded(pl.fillpad(k_heads)), k_weight, cos, sin)
             first = first + KV_HEADS
             v_heads = pl.slice(heads, [KV_ROWS, HEAD_DIM], [first, 0], valid_shape=[KV_HEADS, HEAD_DIM])
             v_new = pl.cast(v_heads, DTYPE, mode="rint")
             for h in pl.range(KV_HEADS):
                 row = (slot // PAGE * KV_HEADS + h) * PAGE + slot % PAGE
-                pl.assemble(k_cache, pl.slice(k_low, [1, HALF_DIM], [h, 0]), [row, 0])
-                pl.assemble(k_cache, pl.slice(k_high, [1, HALF_DIM], [h, 0]), [row, HALF_DIM])
+                pl.assemble(k_cache, pl.slice(k_new, [1, HEAD_DIM], [h, 0]), [row, 0])
                 pl.assemble(v_cache, pl.slice(v_new, [1, HEAD_DIM], [h, 0]), [row, 0])
     return q

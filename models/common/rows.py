@@ -1,7 +1,8 @@
 """Which rows of a step are live.  That is device data, decided inside the kernels.
 
-Row t belongs to the sequence s with cu_q[s] <= t < cu_q[s + 1].  It is dead if there is none, if ctx[s] is 0,
-or if its slot is negative.  A dead row enters the layer as zeros; every block maps a zero row to a zero row.
+Sequence s owns the rows cu_q[s] <= t < cu_q[s + 1].  Those before its first negative slot are live, none if
+ctx[s] is 0; ctx counts them, so that row j of n live rows stands at KV index ctx - n + j.  Every other row is
+dead: it enters the layer as zeros, and every block maps a zero row to a zero row.
 """
 
 from __future__ import annotations
@@ -12,29 +13,43 @@ from models.common.sizes import DTYPE
 
 
 @pl.jit.inline
+def rows_of(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
+    """Live rows of sequence `s`: its leading rows that have a slot, none without context."""
+    live = 0
+    if pl.read(ctx, [s]) > 0:
+        first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+        end = pl.cast(pl.read(cu_q, [s + 1]), pl.INDEX)
+        for t in pl.range(first, end):
+            if pl.read(slot_mapping, [t]) >= 0 and first + live == t:
+                live = live + 1
+    return live
+
+
+@pl.jit.inline
 def sequence_of(t: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
     """The sequence that owns live row `t`, or -1 if the row is dead."""
-    found = -1
+    owner = -1
     for s in pl.range(pl.tensor.dim(ctx, 0)):
         first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
         end = pl.cast(pl.read(cu_q, [s + 1]), pl.INDEX)
         if first <= t and t < end:
-            if pl.read(ctx, [s]) > 0 and pl.read(slot_mapping, [t]) >= 0:
-                found = s
+            owner = s
+    found = -1
+    if owner >= 0:
+        if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):
+            found = owner
     return found
 
 
 @pl.jit.inline
 def context_of(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
-    """Tokens that the row of sequence `s` attends to, its own included; 0 if the sequence is dead."""
-    tokens = pl.cast(pl.read(ctx, [s]), pl.INDEX)
+    """Tokens of sequence `s`, its live rows included; 0 if it has none."""
+    tokens = 0
     first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
     end = pl.cast(pl.read(cu_q, [s + 1]), pl.INDEX)
-    if first >= end:
-        tokens = 0
-    else:
-        if pl.read(slot_mapping, [first]) < 0:
-            tokens = 0
+    if first < end:
+        if pl.read(slot_mapping, [first]) >= 0:
+            tokens = pl.cast(pl.read(ctx, [s]), pl.INDEX)
     return tokens
 
 

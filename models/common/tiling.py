@@ -1,7 +1,13 @@
 """Tiling files: what differs per target is data.
 
 `tiling/<target>.yaml` has two parts: `source:` names constants of the kernel and gives their values before
-parsing; `schedule:` is read by the GPU planner, per region `name_hint`.
+parsing, `rows:` in it other values for taller steps; `schedule:` is read by the GPU planner, per region
+`name_hint`.
+
+    source:
+      QKV_N: 256
+      rows:
+        128: {QKV_N: 128}
 """
 
 from __future__ import annotations
@@ -14,10 +20,24 @@ import yaml
 from pypto_models.errors import Diag, Span, UserError
 
 PARTS = ("source", "schedule")
+HEIGHTS = (16, 32, 64, 128)
+"""Rows of a matmul tile: that of the step, which is one tile."""
 
 
-def load_source(folder: Path, target: str) -> dict[str, int]:
-    """The `source:` constants for a target; empty if there is no file for it.
+def tile_rows(rows: int) -> int:
+    """Height of the one tile that holds `rows` rows of a step.
+
+    Raises:
+        ValueError: there are none, or more than the tallest tile holds.
+    """
+    for height in HEIGHTS:
+        if 0 < rows <= height:
+            return height
+    raise ValueError(f"rows = {rows} in one step: the tallest tile holds 1 to {HEIGHTS[-1]}")
+
+
+def load_source(folder: Path, target: str, rows: int = HEIGHTS[0]) -> dict[str, int]:
+    """The `source:` constants for a target and tiles of `rows` rows; empty if the target has no file.
 
     Raises:
         UserError: the file is no YAML mapping of `source:` and `schedule:`, or a constant is no positive int.
@@ -35,10 +55,22 @@ def load_source(folder: Path, target: str) -> dict[str, int]:
     source = data.get("source") or {}
     if not isinstance(source, dict):
         raise _bad(path, "source: is no mapping", "write `NAME: value` lines below it")
-    for name, value in source.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise _bad(path, f"{name} is {value!r}", "tile sizes are positive integers")
-    return dict(source)
+    by_rows = source.get("rows") or {}
+    if not isinstance(by_rows, dict) or not all(isinstance(part, dict) for part in by_rows.values()):
+        raise _bad(path, "rows: is no mapping of mappings", "write `128: {NAME: value}` lines below it")
+    if unknown := [height for height in by_rows if height not in HEIGHTS]:
+        heights = ", ".join(map(str, HEIGHTS))
+        raise _bad(path, f"rows: has {unknown[0]!r}", f"tiles have {heights} rows")
+    common = {name: value for name, value in source.items() if name != "rows"}
+    for part in (common, *by_rows.values()):
+        for name, value in part.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+                raise _bad(path, f"{name} is {value!r}", "tile sizes are positive integers")
+            if name not in common:
+                raise _bad(
+                    path, f"{name} stands below rows: only", "give its value for every other height too"
+                )
+    return common | by_rows.get(rows, {})
 
 
 def _keys(data: Any) -> str:

@@ -11,18 +11,27 @@ from models.qwen3_14b.config import FULL, Config
 
 TILING = Path(__file__).parent / "tiling"
 TILE_HEIGHT = 8  # heads are padded to a multiple of it: a column of 8 fp32 is the least that aligns
+MATMUL_HEIGHT = 16  # query rows of a matmul are padded to a multiple of it
 
 
-def constants(config: Config, target: str, *, head_rows: int | None = None) -> dict[str, Any]:
+def constants(
+    config: Config, target: str, *, rows: int | None = None, span: int = 1, head_rows: int | None = None
+) -> dict[str, Any]:
     """Names and values for `compile(constants=...)`.
 
     Args:
         config: the model's sizes; the tiling file of `target` applies to the published size, other sizes run
             with the blocks' defaults.
         target: name of the target, without the backend.
+        rows: rows of a step, at most; by default one for each of `config.max_batch` sequences.
+        span: rows of one sequence in a step, at most.
         head_rows: rows of the LM head that a step computes; None for a step without it.
+
+    Raises:
+        ValueError: more rows than the blocks take.
     """
     c = config
+    height = tiling.tile_rows(c.max_batch if rows is None else rows)
     values: dict[str, Any] = {
         "DTYPE": {"bf16": pl.BF16, "fp32": pl.FP32}[c.dtype],
         "EPS": c.eps,
@@ -35,16 +44,20 @@ def constants(config: Config, target: str, *, head_rows: int | None = None) -> d
         "HALF_DIM": c.head_dim // 2,
         "SCALE": c.scale,
         "PAGE": c.page,
+        "KV_TILE": c.page,
         "MAX_BATCH": c.max_batch,
         "Q_ROWS": _padded(c.q_heads),
         "KV_ROWS": _padded(c.kv_heads),
+        "ROWS": height,
+        "SPAN": span,
+        "GROUP_ROWS": _padded(span * c.group, MATMUL_HEIGHT),
         "Q_WIDTH": c.q_width,
         "QKV_WIDTH": c.qkv_width,
         "GATE_UP_WIDTH": 2 * c.intermediate,
     }
     if head_rows is not None:
         values["VOCAB_ROWS"] = head_rows
-    tiles = tiling.load_source(TILING, target) if c.hidden == FULL.hidden else {}
+    tiles = tiling.load_source(TILING, target, height) if c.hidden == FULL.hidden else {}
     if head_rows is None:
         tiles = {name: v for name, v in tiles.items() if not name.startswith("HEAD_")}
     if c.dtype == "fp32":  # the files are written for bf16: half as many elements take the same bytes
@@ -76,5 +89,5 @@ def cli_arguments(target: str, given: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _padded(rows: int) -> int:
-    return -(-rows // TILE_HEIGHT) * TILE_HEIGHT
+def _padded(rows: int, height: int = TILE_HEIGHT) -> int:
+    return -(-rows // height) * height

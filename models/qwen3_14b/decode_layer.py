@@ -22,7 +22,7 @@ from models.common.projection import (
 )
 from models.common.rope import rope_kv_write
 from models.common.rows import enter
-from models.common.sizes import DTYPE, HEAD_DIM, KV_HEADS, Q_HEADS
+from models.common.sizes import DTYPE, GROUP, HEAD_DIM, KV_HEADS, Q_HEADS
 from models.qwen3_14b.constants import cli_arguments as cli_arguments
 from models.qwen3_14b.constants import cli_constants as cli_constants
 
@@ -77,7 +77,7 @@ def decoder_layer(
     qkv = project_qkv(normed, w_qkv, qkv)
 
     # Scope 2: per-head norms, RoPE, KV write, attention, output projection and its residual
-    q = pl.create_tensor([rows * Q_HEADS, HEAD_DIM], DTYPE)
+    q = pl.create_tensor([KV_HEADS, rows * GROUP, HEAD_DIM], DTYPE)
     attended = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
     middle = pl.create_tensor([rows, width], DTYPE)
     q = rope_kv_write(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import plot
-from ..check import KernelReport, check_kernel
+from ..check import KernelReport, check_kernel, schedule_overrides, unknown_overrides
 from ..compile import resolve_platform
 from ..errors import NOWHERE, Diag, Span, user_error
 from ..ir.nodes import Region
@@ -21,7 +21,9 @@ from ..ir.rewrite import walk
 from ..kernel_file import KernelFile
 from ..passes.liveness import analyse
 from ..passes.plan_memory import Buffer, RegionPlan
+from ..target import Target
 from .options import add_file_options, numbers, writable
+from .schedules import details, schedule_json
 
 
 def add(commands: Any) -> None:
@@ -29,7 +31,8 @@ def add(commands: Any) -> None:
         "memory",
         help="show the memory plan of a kernel file, tile by tile",
         description="The memory plan of every region: for each tile bytes, buffers, offset and live range, "
-        "per memory space of one core (Vec: of one lane).  The space of a dead tile is used again.",
+        "per memory space of one core (Vec: of one lane).  The space of a dead tile is used again.  On a "
+        "GPU: the shared memory, registers and workspace of every region's schedule.",
         epilog="exit status: 0 if everything fits, 1 if not, 2 for a mistake in the arguments",
     )
     add_file_options(parser)
@@ -67,21 +70,26 @@ def run(options: argparse.Namespace, console: Console) -> int:
     given = numbers(options.set, "--set")
     first = file.entry(options.kernel)
     chosen = file.entries if options.kernel is None and options.png is None else (first,)
-    reports = [check_kernel(k, target, file.constants(k, target.name, given)) for k in chosen]
+    fixed = schedule_overrides(options.file, target)
+    reports = [check_kernel(k, target, file.constants(k, target.name, given), fixed) for k in chosen]
+    if chosen == file.entries:
+        for error in unknown_overrides(fixed, reports):
+            raise error
     kernels = [(r, _regions(r)) for r in reports]
     if options.region is not None:
-        kernels = [(r, _only(regions, options.region)) for r, regions in kernels]
-        if not any(regions for _, regions in kernels):
-            known = ", ".join(dict.fromkeys(p.name for r in reports if r.plan for p in r.plan.regions))
+        kernels = [(_only_schedules(r, options.region), _only(rs, options.region)) for r, rs in kernels]
+        if not any(regions or r.schedules for r, regions in kernels):
+            planned = [p.name for r in reports if r.plan for p in r.plan.regions]
+            known = ", ".join(dict.fromkeys([*planned, *(s.region for r in reports for s in r.schedules)]))
             raise user_error(
                 Diag.ARGUMENT, NOWHERE, name="--region", why=f"no region is called {options.region!r}",
                 fix=f"known: {known or 'none'}",
             )  # fmt: skip
     if options.json:
-        print(json.dumps(_json(options.file, target.name, kernels), indent=2))
+        print(json.dumps(_json(options.file, target, kernels), indent=2))
     else:
         for report, regions in kernels:
-            _show(report, regions, target.name, console)
+            _show(report, regions, target, console)
     if options.png is not None:
         writable(options.png)
         plot.draw_memory([r.plan for _, regions in kernels for r in regions], target.name, options.png)
@@ -101,6 +109,10 @@ def _only(regions: list[_Region], name: str) -> list[_Region]:
     return [r for r in regions if r.plan.name == name]
 
 
+def _only_schedules(report: KernelReport, name: str) -> KernelReport:
+    return replace(report, schedules=tuple(s for s in report.schedules if s.region == name))
+
+
 def _places(region: Region) -> dict[int, str]:
     """``file:line`` by position of the plan; the end of a loop or branch is the place of its head."""
     out: dict[int, str] = {}
@@ -113,10 +125,10 @@ def place(span: Span) -> str:
     return f"{PurePath(span.file).name}:{span.line}"
 
 
-def _show(report: KernelReport, regions: list[_Region], target: str, console: Console) -> None:
-    console.rule(f"{report.name} on {target}")
-    if report.plan is not None and not report.plan.checked:
-        console.print(report.plan.note, markup=False)
+def _show(report: KernelReport, regions: list[_Region], target: Target, console: Console) -> None:
+    console.rule(f"{report.name} on {target.name}")
+    for s in report.schedules:
+        console.print(details(s, target))
     for r in regions:
         split = f", {r.plan.split.name}" if r.plan.split.axis is not None else ""
         table = Table(
@@ -144,17 +156,17 @@ def _show(report: KernelReport, regions: list[_Region], target: str, console: Co
         console.print(f"\n{error}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _json(path: Path, target: str, kernels: list[tuple[KernelReport, list[_Region]]]) -> dict[str, Any]:
+def _json(path: Path, target: Target, kernels: list[tuple[KernelReport, list[_Region]]]) -> dict[str, Any]:
     return {
         "file": str(path),
-        "target": target,
+        "target": target.name,
         "kernels": [
             {
                 "name": report.name,
-                "checked": report.plan is not None and report.plan.checked,
-                "note": report.plan.note if report.plan is not None else "",
+                "checked": bool(report.schedules) or (report.plan is not None and report.plan.checked),
                 "findings": [{"code": e.code, "message": e.message, "fix": e.fix} for e in report.errors],
                 "regions": [_region_json(r) for r in regions],
+                "schedules": [schedule_json(s, target) for s in report.schedules],
             }
             for report, regions in kernels
         ],

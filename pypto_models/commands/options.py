@@ -10,10 +10,16 @@ from typing import Any
 from ..errors import NOWHERE, Diag, user_error
 
 
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """The file, the platform and the constants."""
+def add_file_options(parser: argparse.ArgumentParser, compiles: bool = False) -> None:
+    """The file, the platform and the constants.  A command that ``compiles`` has no default platform."""
     parser.add_argument("file", type=Path, help="a Python file with @pl.jit kernels")
-    parser.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
+    if compiles:
+        parser.add_argument(
+            "-p", "--platform", "--target", required=True, help="what to compile for, such as h200 or gb10"
+        )
+        parser.add_argument("--kernel", metavar="NAME", help="the entry (default: the first of the file)")
+    else:
+        parser.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
     parser.add_argument(
         "--set",
         action="append",

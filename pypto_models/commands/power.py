@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from golden.power import PowerReport, kernels_in, load_cases, measure_power
+from golden.power import load_cases, subjects_in
+from golden.power_run import run_power
 
 from ..errors import NOWHERE, Diag, user_error
 from .options import writable
@@ -46,37 +44,14 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     if options.json is not None:
         writable(options.json)
-    known = kernels_in(load_cases(options.file, options.config))
+    known = subjects_in(load_cases(options.file, options.config))
     if options.kernel is not None and options.kernel not in known:
         raise user_error(
             Diag.ARGUMENT, NOWHERE, name="--kernel", why=f"no case has a kernel called {options.kernel!r}",
             fix=f"known: {', '.join(known)}",
         )  # fmt: skip
-    reports = [_measure(options, name, console) for name in known if options.kernel in (None, name)]
-    for report in reports:
-        for table in report.tables():
-            console.print(table)
-    for report in reports:
-        console.print(report.summary(), markup=False, highlight=False)
-        for line in report.shortfalls():
-            console.print(f"  {line}", markup=False, highlight=False)
-    if options.json is not None:
-        options.json.write_text(json.dumps([r.to_json() for r in reports], indent=2) + "\n")
-    return 1 if any(r.shortfalls() for r in reports) else 0
-
-
-def _measure(options: argparse.Namespace, kernel: str, console: Console) -> PowerReport:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(f"{kernel}: goldens", total=None)
-
-        def show(done: int, total: int, label: str) -> None:
-            bar.update(task, completed=done, total=total, description=f"{kernel}: {label}")
-
-        return measure_power(
-            partial(load_cases, options.file, options.config, kernel),
-            count=options.faults,
-            seed=options.seed,
-            workers=options.workers,
-            progress=show,
-        )
+    chosen = known if options.kernel is None else [options.kernel]
+    return run_power(
+        options.file, options.config, chosen, console,
+        count=options.faults, seed=options.seed, workers=options.workers, json_file=options.json,
+    )  # fmt: skip

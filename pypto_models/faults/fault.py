@@ -158,7 +158,10 @@ class Maker:
         return var
 
 
-_MOVES = ("load", "extract", "insert", "reshape", "transpose", "set_validshape", "fillpad", "move", "cast")
+_MOVES = (
+    "load", "extract", "insert", "reshape", "transpose", "set_validshape", "fillpad", "move", "cast",
+    "row_expand", "col_expand",
+)  # fmt: skip
 
 
 class Mistyped(Exception):

@@ -52,10 +52,12 @@ def swap_operands(o: Outline) -> Iterator[Fault]:
 
 
 def _turned(o: Outline) -> Iterator[Fault]:
-    """A matrix operand taken as its transpose where that is square, and exchanged row and column indices."""
+    """A matrix operand taken as its transpose where that is square, a ramp that runs the other way, and
+    exchanged row and column indices."""
     for let, op in o.lets():
         for p in op.params:
-            if p.name.endswith("_trans") and isinstance(old := let.arg(p.name), bool):
+            flag = p.name.endswith("_trans") or p.name == "descending"
+            if flag and isinstance(old := let.arg(p.name), bool):
                 new = with_arg(let, p.name, not old)
                 if accepted(new):
                     yield o.fault(FaultClass.SWAP_OPERANDS, let, f"{op.name} with {p.name}={not old}", (new,))
@@ -113,8 +115,8 @@ def misplace_broadcasts(o: Outline) -> Iterator[Fault]:
     """A broadcast that takes the element of the next row or column, or runs along the other axis."""
     kind = FaultClass.BROADCAST
     for let, op in o.lets():
-        along = op.name.split("_expand_")[0]
-        if along not in ("row", "col") or "_expand_" not in op.name:
+        along, expand, _ = op.name.partition("_expand")
+        if not expand:
             continue
         v = let.arg("rhs")
         if not isinstance(v, Var) or not isinstance(v.type, TileType):

@@ -148,6 +148,10 @@ def binary(op: str, lhs: Expr, rhs: Expr) -> Expr:
             return rhs
         if op == "*" and (left == 0 or right == 0):
             return Const(0, node.dtype)
+    if op in ("and", "or"):
+        for one, other in ((lhs, rhs), (rhs, lhs)):
+            if isinstance(one, Const):
+                return other if one.value == (op == "and") else one
     if op in ("min", "max", "and", "or") and lhs == rhs:
         return lhs
     return node

@@ -19,7 +19,7 @@ _INTEGERS = "BOOL INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 INDEX TASK_I
 _FLOATS = "FP16 BF16 FP32 FP8E4M3FN FP8E5M2 FP8E8M0"
 _TYPES = "Tensor Tile Scalar Array Out InOut TaskId"
 _ENUMS = "Mem MemorySpace SplitMode Level Role PadValue AtomicType TensorLayout ND NZ"
-_UNARY = "neg abs exp log sqrt recip row_sum row_max row_min col_sum col_max col_min"
+_UNARY = "neg abs exp log sqrt recip row_sum row_max row_min row_argmax col_sum col_max col_min"
 _BINARY = "add sub mul div maximum minimum"
 _EXPAND = (
     "row_expand_add row_expand_sub row_expand_mul row_expand_div col_expand_add col_expand_sub col_expand_mul"
@@ -37,7 +37,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
         (_UNARY, "input"),
         ("rsqrt", "input high_precision"),
         (_BINARY, "lhs rhs"),
-        (f"{_EXPAND} col_expand_div", "lhs rhs"),
+        (f"{_EXPAND} col_expand_div row_expand col_expand", "lhs rhs"),
         ("cast", "input target_type mode"),
         ("cmp", "lhs rhs cmp_type"),
         ("fillpad", "value pad_value"),
@@ -46,6 +46,7 @@ SUPPORTED: dict[str, tuple[str, ...]] = {
         ("assemble", "target source offset atomic"),
         ("create_tensor", "shape dtype layout manual_dep init_value"),
         ("full", "shape dtype value"),
+        ("arange", "start shape dtype descending"),
         ("reshape", "input shape"),
         ("transpose", "input axis1 axis2"),
         ("read write", ""),
@@ -84,10 +85,11 @@ _OPS = "write it with the supported ops"
 UNSUPPORTED: dict[str, tuple[str, str]] = {
     name: (why, fix)
     for names, why, fix in [
-        ("sort32 mrgsort gather gather_row scatter scatter_update arange ci concat MaskPattern", _LATER,
+        ("sort32 mrgsort gather gather_row scatter scatter_update concat MaskPattern", _LATER,
          "write it with the supported ops, or keep this kernel on pypto"),
-        ("row_expand row_expand_max row_expand_min row_expand_expdif col_expand col_expand_max "
-         "col_expand_min col_expand_expdif row_argmax row_argmin row_prod col_argmax col_argmin col_prod "
+        ("ci", "it is pypto's other name of arange", "write pl.arange"),
+        ("row_expand_max row_expand_min row_expand_expdif col_expand_max "
+         "col_expand_min col_expand_expdif row_argmin row_prod col_argmax col_argmin col_prod "
          "expands sum",
          _LATER, _OPS),
         ("load store create_tile create_l1 prefetch paged_gather mscatter mgather", _LATER,

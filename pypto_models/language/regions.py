@@ -169,6 +169,11 @@ def _options(ctx: Context, call: ast.Call, keywords: dict[str, Any], hints: tupl
             Diag.BAD_ARGUMENT, keyword_place(call, "name_hint"), op="name_hint=", why=f"got {show(name)}",
             fix="use a string",
         )  # fmt: skip
+    if not isinstance(plain(keywords.get("sync_start", False)), bool):
+        raise ctx.error(
+            Diag.BAD_ARGUMENT, keyword_place(call, "sync_start"), op="sync_start=",
+            why=f"got {show(keywords['sync_start'])}", fix="use True or False",
+        )  # fmt: skip
     kept = tuple((k, _hint(v)) for k, v in keywords.items() if k in hints and v is not None)
     return RegionOptions(name, mode, slots, kept)
 

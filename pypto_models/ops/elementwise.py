@@ -131,6 +131,10 @@ def _broadcast_hint(name: str, a: TileType, b: TileType) -> str:
     return "both operands need one shape; broadcasts are spelled pl.row_expand_* and pl.col_expand_*"
 
 
+def _second(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return b.expand(a.shape).clone()  # a tile is stored element by element, and may be changed in place
+
+
 def _expand(name: str, doc: str, fn: BinaryFn, along_rows: bool) -> OpDef:
     """``along_rows``: rhs is a column [M, 1], repeated along each row; else a row [1, N], repeated down."""
 
@@ -147,7 +151,8 @@ def _expand(name: str, doc: str, fn: BinaryFn, along_rows: bool) -> OpDef:
         return _like(a, common_dtype(name, a.dtype, b.dtype))
 
     def reference(lhs: TileValue, rhs: TileValue) -> TileValue:
-        a = lhs.read()
+        # A plain broadcast takes only the extents of its target, which may be a tile without a value
+        a = lhs.data if fn is _second else lhs.read()
         b = rhs.read((a.shape[0], 1) if along_rows else (1, a.shape[1]))
         dtype = promoted(a.dtype, b.dtype)
         return TileValue(_compute(fn, dtype, a, b), lhs.shape)
@@ -324,6 +329,14 @@ OPS: tuple[OpDef, ...] = (
     _expand("col_expand_sub", "t[M, N] - v[1, N], v repeated down the rows.", lambda a, b: a - b, False),
     _expand("col_expand_mul", "t[M, N] * v[1, N], v repeated down the rows.", lambda a, b: a * b, False),
     _expand("col_expand_div", "t[M, N] / v[1, N], v repeated down the rows.", _divide, False),
+    _expand(
+        "row_expand", "v[M, 1] repeated along each row, in the extents and the valid rectangle of t[M, N]; "
+        "the elements of t do not matter.", _second, True,
+    ),
+    _expand(
+        "col_expand", "v[1, N] repeated down the rows, in the extents and the valid rectangle of t[M, N]; "
+        "the elements of t do not matter.", _second, False,
+    ),
     CAST,
     FILLPAD,
     CMP,

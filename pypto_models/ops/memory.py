@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from ..errors import Diag, user_error
-from ..ir.expr import Expr, as_dim, binary, dim_expr, index
+from ..ir.expr import Const, Expr, as_dim, binary, dim_expr, index
 from ..ir.nodes import Let, Unit
-from ..ir.types import BF16, FP32, INT32, Dim, DType, Mem, TensorType, TileType
+from ..ir.types import BF16, FP32, INT16, INT32, UINT16, UINT32, Dim, DType, Mem, TensorType, TileType
 from .boxes import Index, accepts, check_valid
 from .common import (
     describe,
+    elements_cost,
     require,
     require_scalar,
     show_dim,
@@ -23,7 +24,7 @@ from .common import (
     tile_type,
 )
 from .registry import Kind, OpDef, OpParam, Sample, T, op
-from .value import GlobalMemory, TileValue, filled, torch_dtype
+from .value import GlobalMemory, TileValue, filled, require_range, torch_dtype
 
 
 # --------------------------------------------------------------------------------------------- create
@@ -82,6 +83,65 @@ FULL = op(
     "full", OpParam("shape", Kind.INDEX), OpParam("dtype", Kind.DTYPE), OpParam("value", Kind.SCALAR),
     doc="A tile with one value everywhere.", infer=_full_infer, reference=_full_reference,
     samples=(Sample(((16, 32), FP32, 1.5)), Sample(((8, 8), INT32, 3))),
+)  # fmt: skip
+
+
+_RAMPS = (INT16, INT32, UINT16, UINT32)  # what the instruction counts in
+
+
+def _last(start: Any, n: int, descending: bool) -> Any:
+    """The last number of a ramp of ``n``."""
+    return start - (n - 1) if descending else start + (n - 1)
+
+
+def _arange_infer(start: Expr, shape: Index, dtype: DType, descending: bool) -> TileType:
+    dims = static_shape("arange", shape)
+    require(
+        len(dims) == 2 and dims[0] == 1 and dims[1] > 1, Diag.SHAPE, "pl.arange",
+        f"it makes one row of two elements or more, got {list(dims)}",
+        "make [1, N], and repeat it down the rows with pl.col_expand",
+    )  # fmt: skip
+    require(
+        dtype in _RAMPS, Diag.DTYPE, "pl.arange", f"it counts in {', '.join(map(str, _RAMPS))}, got {dtype}",
+        f"count in pl.INT32, then pl.cast(ramp, pl.{dtype})",
+    )  # fmt: skip
+    if isinstance(start, Const) and start.dtype.is_integer:
+        for end in (start.value, _last(start.value, dims[1], descending)):
+            require_scalar("arange", dtype, Const(end))
+    else:
+        require(
+            start.dtype == dtype, Diag.DTYPE, "pl.arange",
+            f"start is {start.dtype} and the elements are {dtype}", f"pl.cast(start, pl.{dtype})",
+        )  # fmt: skip
+    return TileType(dims, dtype, dims)
+
+
+def _arange_reference(start: int, shape: Any, dtype: DType, descending: bool) -> TileValue:
+    element = torch_dtype(dtype)
+    end = _last(start, shape[1], descending)
+    for limit in (start, end):  # Python's integers: a start beyond 64 bits is found too
+        require_range("pl.arange", limit, element)
+    step = -1 if descending else 1
+    return TileValue(torch.arange(start, end + step, step)[None].to(element), tuple(shape))
+
+
+def _arange_split(axis: int, let: Let) -> str | None:
+    return "each lane would count from start" if axis == 1 else None
+
+
+ARANGE = op(
+    "arange", OpParam("start", Kind.SCALAR), OpParam("shape", Kind.INDEX), OpParam("dtype", Kind.DTYPE),
+    OpParam("descending", Kind.BOOL, False),
+    doc="One row [1, N] of the integers ``start``, ``start + 1``, ..., or with ``descending`` ``start``, "
+    "``start - 1``, ...  ``dtype`` is INT16, INT32, UINT16 or UINT32, and a ``start`` that is known at run "
+    "time only has that type.  A ramp that leaves the type is an error; it does not wrap.",
+    infer=_arange_infer, reference=_arange_reference, cost=elements_cost, split=_arange_split,
+    samples=(
+        Sample((0, (1, 32), INT32)),
+        Sample((5, (1, 32), INT32), (("descending", True),)),
+        Sample((-(2**15), (1, 16), INT16)),
+        Sample((2**32 - 1, (1, 16), UINT32, True)),
+    ),
 )  # fmt: skip
 
 
@@ -264,5 +324,5 @@ MOVE = op(
 )  # fmt: skip
 
 OPS: tuple[OpDef, ...] = (
-    CREATE, CREATE_TILE, FULL, VIEW_RESHAPE, RESHAPE, SET_VALIDSHAPE, TRANSPOSE, MOVE,
+    CREATE, CREATE_TILE, FULL, ARANGE, VIEW_RESHAPE, RESHAPE, SET_VALIDSHAPE, TRANSPOSE, MOVE,
 )  # fmt: skip

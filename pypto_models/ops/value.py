@@ -70,13 +70,18 @@ class TileValue:
 def filled(op: str, shape: Extents, value: Any, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of one value; an integer that the type cannot hold is an error."""
     if not dtype.is_floating_point and dtype != torch.bool:
-        info = torch.iinfo(dtype)
-        if not info.min <= value <= info.max:
-            raise user_error(
-                Diag.ARITHMETIC, op=op, why=f"{value} is not within {info.min}..{info.max}",
-                fix="bound it with pl.min and pl.max, or use a wider type",
-            )  # fmt: skip
+        require_range(op, value, dtype)
     return torch.full(shape, value, dtype=dtype)
+
+
+def require_range(op: str, value: int, dtype: torch.dtype) -> None:
+    """Refuse an integer that the integer type cannot hold."""
+    info = torch.iinfo(dtype)
+    if not info.min <= value <= info.max:
+        raise user_error(
+            Diag.ARITHMETIC, op=op, why=f"{value} is not within {info.min}..{info.max}",
+            fix="bound it with pl.min and pl.max, or use a wider type",
+        )  # fmt: skip
 
 
 def first_false(mask: torch.Tensor) -> list[int]:

@@ -3,16 +3,18 @@
 Needs a task graph.  Gives, for every grid axis, the tensors that are written under it and for which it could
 not be proved that different blocks touch different elements.  The proof looks at the affine forms of the
 indices: a block index, or its quotient and remainder, that moves a box by at least its width on some axis.
-What is not proved is not wrong: the simulator watches those tensors while it runs.
+What is not proved is not wrong: the simulator watches those tensors while it runs.  :func:`certain_races`
+gives those that are wrong whatever the data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 from ..ir.expr import Binary, Const, Expr, Var, free_vars
-from ..ir.graph import Access, Affine, AxisIndex, Interval, Task, TaskGraph
+from ..ir.graph import Access, Affine, AxisIndex, GridAxis, Interval, Task, TaskGraph
 from .affine import Definitions, add, bounds, definitions, scale
 
 
@@ -28,6 +30,79 @@ def suspects(graph: TaskGraph) -> dict[Var, frozenset[Var]]:
     for var, tasks in under.items():
         found[var] = {a.tensor for a, b in _pairs(tasks) if _shared(d, a, var) and not apart(d, a, b, var)}
     return {var: frozenset(tensors) for var, tensors in found.items()}
+
+
+_MEMBERS = 64  # of a grid axis that certain_races looks at
+
+
+@dataclass(frozen=True)
+class Race:
+    """Two members of a grid axis that touch ``tensor[index]`` in every run, and one of them writes it."""
+
+    scope: str
+    members: tuple[str, str]
+    first: Access
+    second: Access
+    index: tuple[int, ...]
+
+    def describe(self) -> str:
+        one, other = self.members
+        return (
+            f"{one} and {other} of {self.scope} touch {self.first.tensor.name}{list(self.index)}: "
+            f"{self.first} at {self.first.span}, {self.second} at {self.second.span}"
+        )
+
+
+def certain_races(graph: TaskGraph) -> tuple[Race, ...]:
+    """Races that follow from the indices alone: constant boxes that move by less than their width.
+
+    One for each grid axis and tensor.  Only accesses that every member makes count, in tasks that always run.
+    """
+    d = definitions(graph.function)
+    found = []
+    for task in graph.tasks:
+        for axis in task.grid if not task.guards else ():
+            seen: set[Var] = set()
+            for a, b in _pairs([task]):
+                if axis.var is None or a.tensor in seen or not _shared(d, a, axis.var):
+                    continue
+                race = _certain(task, axis, axis.var, a, b) or _certain(task, axis, axis.var, b, a)
+                if race is not None:
+                    seen.add(a.tensor)
+                    found.append(race)
+    return tuple(found)
+
+
+def _certain(task: Task, axis: GridAxis, var: Var, a: Access, b: Access) -> Race | None:
+    """The race of member 0 by ``a`` with the first member whose ``b`` meets it; None if none is certain."""
+    if axis.step is None or not isinstance(axis.extent, int) or a.loops or b.loops:
+        return None
+    boxes = [_fixed(x, var) for x in (a, b)]
+    factors = [i.start.coefficient(var) for i in a.index]
+    if None in boxes or factors != [j.start.coefficient(var) for j in b.index]:
+        return None
+    if axis.kind == "parallel" and any(factors):
+        return None  # iteration 0 does not have index 0 there
+    first, other = (box for box in boxes if box is not None)
+    for k in range(1, min(axis.extent, _MEMBERS)):
+        moved = [(low + f * axis.step * k, n) for (low, n), f in zip(other, factors, strict=True)]
+        lows = [max(i, j) for (i, _), (j, _) in zip(first, moved, strict=True)]
+        highs = [min(i + n, j + m) for (i, n), (j, m) in zip(first, moved, strict=True)]
+        if all(low < high for low, high in zip(lows, highs, strict=True)):
+            unit, of = ("block", "region") if axis.kind == "spmd" else ("iteration", "the loop around region")
+            return Race(f"{of} {task.name!r}", (f"{unit} 0", f"{unit} {k}"), a, b, tuple(lows))
+    return None
+
+
+def _fixed(x: Access, var: Var) -> list[tuple[int, int]] | None:
+    """Start and extent on every axis at ``var`` = 0; None if not constant, or not touched in every run."""
+    rest = [_without(i.start, var) for i in x.index]
+    if not x.always or not x.exact or not all(r.is_constant for r in rest):
+        return None
+    extents = [i.extent for i in x.index]
+    if not all(isinstance(n, int) for n in extents):
+        return None
+    return [(r.const, n) for r, n in zip(rest, extents, strict=True) if isinstance(n, int)]
 
 
 def _pairs(tasks: list[Task]) -> Iterator[tuple[Access, Access]]:

@@ -124,7 +124,7 @@ class Flow:
         if s.op is MATMUL_ACC:
             acc, again = s.arg("acc"), s.arg("init_cond")
             free = not any(self.reaches(a, params) for a in s.args[1:3] if isinstance(a, Expr))
-            fresh = again is None or (isinstance(again, Expr) and self._first_trip(again, loop) is True)
+            fresh = again is None or (isinstance(again, Expr) and self.first_trip(again, loop) is True)
             if not isinstance(acc, Expr) or not free or not fresh:
                 return None
             return _join(self._chain(acc, param, loop, params), Chain(s.op.name, frozenset({id(s)})))
@@ -154,7 +154,7 @@ class Flow:
         if sides[0] is not None and sides[1] is not None:
             both = _join(sides[0], sides[1])
             return both and Chain(both.op, both.links | links)
-        first = self._first_trip(s.cond, loop)
+        first = self.first_trip(s.cond, loop)
         if first is None:
             return None
         fresh, rest = (m.then, sides[1]) if first else (m.orelse, sides[0])
@@ -162,11 +162,11 @@ class Flow:
             return None
         return Chain(rest.op, rest.links | links)
 
-    def _first_trip(self, cond: Expr, loop: For) -> bool | None:
+    def first_trip(self, cond: Expr, loop: For) -> bool | None:
         """True if ``cond`` says "this is the first trip", False if "it is a later one", None if neither."""
         s = self.source.get(cond) if isinstance(cond, Var) else None
         if isinstance(s, Bind):
-            return self._first_trip(s.value, loop)
+            return self.first_trip(s.value, loop)
         if not isinstance(cond, Binary):
             return None
         sides = {cond.lhs, cond.rhs}

@@ -123,10 +123,61 @@ def test_memory_of_one_region(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_memory_of_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["memory", GEMM, "-p", "h200sim"]) == 0
-    assert "comes with its schedule" in capsys.readouterr().out.replace("\n", " ")
+    assert cli.main(["memory", GEMM, "-p", "h200sim", "--json"]) == 0
+    (kernel,) = json.loads(capsys.readouterr().out)["kernels"]
+    (s,) = kernel["schedules"]
+    assert kernel["checked"] and kernel["regions"] == []
+    assert (s["region"], s["form"], s["shared_limit"]) == ("gemm", "stream", 232448)
+    parts = {p["part"]: p for p in s["shared"]}
+    ring = s["ring"]
+    assert ring["owners"] * ring["slots"] * ring["slot_bytes"] == parts["ring"]["bytes"]
+    assert s["shared_bytes"] == max(p["offset"] + p["bytes"] for p in s["shared"]) <= s["shared_limit"]
+    assert s["traffic"]["weight_bytes"] == 2 * 256 * 512 and s["traffic"]["whole_lines"]
     assert cli.main(["memory", GEMM, "-p", "h200sim", "--png", str(tmp_path / "m.png")]) == 2
     assert "there is no memory plan for h200 to draw" in capsys.readouterr().err
+
+
+def test_memory_of_a_gpu_as_tables(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["memory", LAYER, "--kernel", "decode_layer", "-p", "gb10sim"]
+    assert cli.main([*arguments, "--region", "attention"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "attention (items): 48 CTAs",
+        "shared: ring",
+        "k_cache, v_cache",
+        "of 101,376",
+        "row_max (attention",
+    ):
+        assert word in text
+    assert "gate_up_silu" not in text
+    assert cli.main([*arguments, "--region", "nothing"]) == 2
+    assert "no region is called 'nothing'" in (err := capsys.readouterr().err) and "gate_up_silu" in err
+
+
+def test_overrides_beside_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, tiling = tmp_path / "kernel.py", tmp_path / "tiling" / "h200.yaml"
+    path.write_text(Path(GEMM).read_text())
+    tiling.parent.mkdir()
+    arguments = ["memory", str(path), "-p", "h200sim"]
+    tiling.write_text("schedule:\n  gemm: {slices: 2, slots: 3}\n")
+    assert cli.main([*arguments, "--json"]) == 0
+    ((s,),) = (k["schedules"] for k in json.loads(capsys.readouterr().out)["kernels"])
+    assert (s["stream"]["slices"], s["ring"]["slots"]) == (2, 3)
+    assert s["workspace"] == {"shape": [2, 1, 32, 256], "bytes": 2 * 32 * 256 * 4}
+    assert cli.main(["memory", str(path), "-p", "a2a3sim"]) == 0, "no file for that target"
+    capsys.readouterr()
+    tiling.write_text("schedule:\n  gemm:\n    slice: 2\n")
+    assert cli.main(arguments) == 2
+    assert "h200.yaml:3" in (err := capsys.readouterr().err) and "no key 'slice'" in err
+    tiling.write_text("schedule:\n  gem: {slices: 2}\n")
+    assert cli.main(arguments) == 2
+    assert "h200.yaml:2" in (err := capsys.readouterr().err) and "no region is called 'gem'" in err
+    assert cli.main(["check", str(path), "-p", "h200sim", "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["line"], finding["fix"]) == (2, "known: gemm")
 
 
 # ------------------------------------------------------------------------------------------ trace

@@ -96,6 +96,11 @@ TIER_A = {
     "pl.row_expand_mul(x, pl.row_sum(y))": X * Y.sum(1, keepdim=True),
     "pl.row_expand_sub(x, pl.tensor.row_max(x))": X - X.amax(1, keepdim=True),
     "pl.row_expand_sub(x, pl.row_min(input=x))": X - X.amin(1, keepdim=True),
+    "pl.row_expand(x, rhs=y[:, 0:1])": column(Y).expand(16, 64),
+    "pl.tensor.col_expand(lhs=x, rhs=y[0:1, :])": row(Y).expand(16, 64),
+    "pl.tile.row_expand(x, pl.cast(pl.row_argmax(input=y), pl.FP32))": Y.argmax(1)[:, None] * torch.ones(64),
+    "pl.col_expand(x, pl.cast(pl.arange(start=9, shape=[1, 64], dtype=pl.INT32, descending=True), pl.FP32))":
+        9.0 - torch.arange(64.0).expand(16, 64),
     "pl.matmul(pl.matmul(x, w), w, b_trans=True)": X @ W @ W.T,
     "pl.matmul(x, pl.matmul(w, w, b_trans=True), out_dtype=pl.FP32)": X @ W @ W.T,
     "pl.matmul_acc(pl.matmul(x, z), x, z)": 2 * (X @ W @ W.T),

@@ -33,6 +33,7 @@ from models.qwen3_14b.config import FULL, TINY
 from models.qwen3_14b.constants import constants
 from pypto_models.compile import Program, compile
 from pypto_models.errors import UserError
+from tests.models.common.paged import by_head, by_token
 
 WIDTH, INNER, VOCAB = 128, 192, 256
 HEADS = Q_HEADS + 2 * KV_HEADS
@@ -43,7 +44,7 @@ B1 = pl.dynamic("B1")
 PAGES = pl.dynamic("PAGES")
 CACHE_ROWS = pl.dynamic("CACHE_ROWS")
 POSITIONS = pl.dynamic("POSITIONS")
-Q_ROWS_ALL = pl.dynamic("Q_ROWS_ALL")
+QUERIES = pl.dynamic("QUERIES")  # T * GROUP
 
 
 # --------------------------------------------------------------------------------------------------
@@ -105,7 +106,7 @@ def rope_entry(
     sin: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     k_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
     v_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
-    q: pl.InOut[pl.Tensor[[Q_ROWS_ALL, HEAD_DIM], DTYPE]],
+    q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
 ):
     q = rope_kv_write(
         qkv, q_weight, k_weight, positions, slot_mapping, cu_q, ctx, cos, sin, k_cache, v_cache, q
@@ -114,7 +115,7 @@ def rope_entry(
 
 @pl.jit
 def attention_entry(
-    q: pl.Tensor[[Q_ROWS_ALL, HEAD_DIM], DTYPE],
+    q: pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE],
     k_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
     v_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
     block_table: pl.Tensor[[B, PAGES], pl.INT32],
@@ -300,7 +301,7 @@ def test_rope_and_kv_write() -> None:
     q_weight, k_weight = random(1, HEAD_DIM, seed=1), random(1, HEAD_DIM, seed=2)
     angles = torch.arange(100).double()[:, None] * 1e4 ** (-torch.arange(HALF_DIM).double() / HALF_DIM)
     caches = [torch.full((6 * KV_HEADS * PAGE, HEAD_DIM), torch.nan) for _ in range(2)]
-    q = torch.full((rows * Q_HEADS, HEAD_DIM), torch.nan)
+    q = torch.full((KV_HEADS, rows * Q_HEADS // KV_HEADS, HEAD_DIM), torch.nan)
     entry("rope_entry")(
         qkv, q_weight, k_weight, ints(*positions), ints(*slots), ints(0, 1, 2, 3, 4), ints(1, 41, 8, 100),
         angles.cos().float(), angles.sin().float(), *caches, q,
@@ -309,8 +310,8 @@ def test_rope_and_kv_write() -> None:
     heads = qkv.view(rows, HEADS, HEAD_DIM)[live]
     raw_q, raw_k, v = heads.split([Q_HEADS, KV_HEADS, KV_HEADS], dim=1)
     at = ints(*positions)[live]
-    close(q.view(rows, Q_HEADS, HEAD_DIM)[live], rotated(rms_norm(raw_q, q_weight[0]), at), 2e-5)
-    assert q.view(rows, -1)[2].isnan().all()  # a dead row writes nothing
+    close(by_token(q, rows)[live], rotated(rms_norm(raw_q, q_weight[0]), at), 2e-5)
+    assert by_token(q, rows)[2].isnan().all()  # a dead row writes nothing
     for pool, expected in zip(caches, (rotated(rms_norm(raw_k, k_weight[0]), at), v), strict=True):
         paged = pool.view(6, KV_HEADS, PAGE, HEAD_DIM)
         for i, row in enumerate(live):
@@ -347,7 +348,7 @@ def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: 
         )[0, :, 0]  # fmt: skip
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
     entry("attention_entry", TARGET_RUNS=target_runs)(
-        q.view(-1, HEAD_DIM), *(pool.view(-1, HEAD_DIM) for pool in pools), table,
+        by_head(q, KV_HEADS), *(pool.view(-1, HEAD_DIM) for pool in pools), table,
         ints(*range(batch)), ints(*range(batch + 1)), ints(*lengths), out,
     )  # fmt: skip
     return out.view_as(expected), expected
@@ -450,6 +451,20 @@ def test_tiling_constants(tmp_path: Path) -> None:
     assert tiling.load_source(tmp_path, "another") == {}
 
 
+def test_tiling_of_taller_steps(tmp_path: Path) -> None:
+    folder = write(tmp_path, "source:\n  QKV_N: 256\n  OUT_N: 256\n  rows:\n    128: {OUT_N: 128}\n")
+    assert tiling.load_source(folder, "a2a3", 64) == {"QKV_N": 256, "OUT_N": 256}
+    assert tiling.load_source(folder, "a2a3", 128) == {"QKV_N": 256, "OUT_N": 128}
+
+
+def test_height_of_a_step() -> None:
+    heights = {rows: tiling.tile_rows(rows) for rows in (1, 16, 17, 32, 33, 64, 65, 128)}
+    assert heights == {1: 16, 16: 16, 17: 32, 32: 32, 33: 64, 64: 64, 65: 128, 128: 128}
+    for rows in (0, 129):
+        with pytest.raises(ValueError, match=f"rows = {rows} in one step: the tallest tile holds 1 to 128"):
+            tiling.tile_rows(rows)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -461,6 +476,11 @@ def test_tiling_constants(tmp_path: Path) -> None:
         ("source:\n  QKV_N: 0\n", r"QKV_N is 0\n"),
         ("source:\n  QKV_N: true\n", r"QKV_N is True\n"),
         ("source:\n  QKV_N: wide\n", r"QKV_N is 'wide'\n"),
+        ("source:\n  rows: 64\n", r"rows: is no mapping of mappings"),
+        ("source:\n  rows: {64: 1}\n", r"rows: is no mapping of mappings"),
+        ("source:\n  rows: {48: {QKV_N: 1}}\n", r"rows: has 48\n(.*\n)*  fix: tiles have 16, 32, 64, 128"),
+        ("source:\n  rows: {64: {QKV_N: 0}}\n", r"QKV_N is 0\n"),
+        ("source:\n  rows: {64: {QKV_N: 1}}\n", r"QKV_N stands below rows: only"),
     ],
 )
 def test_a_bad_tiling_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -489,10 +509,12 @@ def test_defaults_are_one_consistent_model() -> None:
     """The constants that the blocks are given here, and those that other sizes fall back on."""
     assert sizes.Q_HEADS == sizes.GROUP * sizes.KV_HEADS
     assert sizes.HALF_DIM * 2 == sizes.HEAD_DIM
+    assert sizes.V_HEADS % sizes.K_HEADS == 0
+    assert sizes.CONV_WIDTH == sizes.TAPS - 2 + sizes.SPAN
     assert sizes.SCALE == sizes.HEAD_DIM**-0.5
-    assert sizes.GROUP_ROWS >= sizes.GROUP
+    assert sizes.GROUP_ROWS >= sizes.SPAN * sizes.GROUP
     assert sizes.Q_ROWS >= sizes.Q_HEADS
     assert sizes.KV_ROWS >= sizes.KV_HEADS
-    assert sizes.ROWS >= sizes.MAX_BATCH
+    assert sizes.ROWS >= sizes.MAX_BATCH * sizes.SPAN
     for name in ("QKV", "OUT", "MLP", "DOWN", "HEAD"):
         assert getattr(projection, f"{name}_N") % 16 == getattr(projection, f"{name}_K") % 16 == 0

@@ -96,6 +96,8 @@ EXPECT: dict[str, Expectation] = {
     "col_expand_sub": lambda a, b: a - b[:, : a.shape[1]],
     "col_expand_mul": lambda a, b: a * b[:, : a.shape[1]],
     "col_expand_div": lambda a, b: quotient(a, b[:, : a.shape[1]]),
+    "row_expand": lambda a, b: b[: len(a)] + np.zeros((1, a.shape[1])),
+    "col_expand": lambda a, b: np.zeros((len(a), 1)) + b[:, : a.shape[1]],
     "cast": lambda a, to, mode="round": np.array(
         [[convert(x, torch_type(to), mode) for x in row] for row in a.tolist()]
     ),
@@ -103,6 +105,7 @@ EXPECT: dict[str, Expectation] = {
     "row_sum": lambda a: a.sum(1)[:, None],
     "row_max": lambda a: np.sort(a, 1)[:, -1:],
     "row_min": lambda a: np.sort(a, 1)[:, :1],
+    "row_argmax": lambda a: np.array([[row.index(max(row))] for row in a.tolist()]),
     "col_sum": lambda a: a.sum(0)[None, :],
     "col_max": lambda a: np.sort(a, 0)[-1:],
     "col_min": lambda a: np.sort(a, 0)[:1],
@@ -111,6 +114,9 @@ EXPECT: dict[str, Expectation] = {
     "extract": box,
     "insert": inserted,
     "full": lambda shape, dtype, value: np.full(shape, value),
+    "arange": lambda start, shape, dtype, descending=False: np.array(
+        [[start - k if descending else start + k for k in range(shape[1])]]
+    ),
     "reshape": lambda a, shape: a.reshape(shape),
     "set_validshape": lambda a, rows, cols: a[:rows, :cols],
     "transpose": lambda a, *_: a.T,
@@ -136,7 +142,7 @@ def expected(name: str, sample: Sample, xs: list[torch.Tensor]) -> tuple[Array, 
         return padded(sample, args[0]), None
     keywords = {k: v for k, v in sample.keywords if k != "out_dtype"}
     want = EXPECT[name](*args, **keywords)
-    if want.dtype.kind == "i":  # integers wrap at the width of their type
+    if want.dtype.kind == "i" and name != "arange":  # integers wrap at the width of their type
         want = exact(torch.tensor(want).to(result_type(name, sample)))
     if name not in SUMS:
         return want, None
@@ -149,6 +155,8 @@ def result_type(name: str, sample: Sample) -> torch.dtype:
     tiles = [torch_type(a.dtype) for a in sample.args if isinstance(a, T)]
     if named:
         return torch_type(named[0])
+    if name == "row_argmax":
+        return torch.int32
     if name in ("matmul", "matmul_acc"):
         return torch.int32 if not tiles[-1].is_floating_point else torch.promote_types(tiles[0], tiles[1])
     if name in ("cmp", "insert", "fillpad"):
@@ -230,7 +238,7 @@ def test_each_kernel_by_hand_uses_the_ops_it_stands_for() -> None:
         assert case.used() >= set(case.ops), case.kernel.name
 
 
-@pytest.mark.parametrize("name", [n for n in EXPECT if n not in ("cast", "full")])
+@pytest.mark.parametrize("name", [n for n in EXPECT if n not in ("cast", "full", "arange")])
 def test_a_wrong_result_is_noticed(name: str) -> None:
     """The comparison is as tight as the types: two percent of one BF16 result, or one integer, is enough."""
     sample = REGISTRY[name].samples[0]
@@ -381,6 +389,19 @@ def failing(lines: list[str], match: str, n: int, platform: str) -> None:
     [
         (["y = pl.full([16, 32], pl.INT8, n)"], r"pl\.full: 300 is not within -128\.\.127", 300),
         (
+            ["y = pl.arange(pl.cast(n, pl.INT16), [1, 32], pl.INT16)"],
+            r"pl\.arange: 32768 is not within -32768\.\.32767", 2**15 - 31,
+        ),
+        (
+            ["y = pl.arange(n - 31, [1, 32], pl.INT32, descending=True)"],
+            r"pl\.arange: -2147483649 is not within", 31 + 30 - 2**31,
+        ),
+        (
+            ["y = pl.arange(pl.cast(n * 2**40, pl.INT32), [1, 32], pl.INT32)"],
+            r"pl\.arange: 4398046511104 is not within", 4,
+        ),
+        (["y = pl.row_argmax(pl.set_validshape(x, 16, n))"], "no valid element to reduce", 0),
+        (
             ["row = pl.slice(x, [1, 32], [n, 0], drop_dims=[0], clamp=True)", "y = pl.reshape(row, [1, 32])"],
             "drop_dims removes has no valid element", 16,
         ),
@@ -388,10 +409,79 @@ def failing(lines: list[str], match: str, n: int, platform: str) -> None:
         (["y = pl.slice(x, [8, 32], [n, 0])"], r"reads x\[9:17, 0:32\] outside of its extents", 9),
         (["y = pl.div(pl.cast(x, pl.INT32), n)"], "divisor is 0|division by zero", 0),
     ],
-    ids=["full", "drop_dims", "set_validshape", "slice", "div"],
+    ids=[
+        "full", "arange", "arange-descending", "arange-64", "argmax", "drop_dims", "set_validshape", "slice",
+        "div",
+    ],
 )  # fmt: skip
 def test_what_only_the_run_can_know(lines: list[str], match: str, n: int, platform: str) -> None:
     failing(lines, match, n, platform)
+
+
+# ------------------------------------------------------------------------------------------ ramps, places
+@pytest.mark.parametrize("d", [pl.INT16, pl.INT32, pl.UINT16, pl.UINT32], ids=str)
+def test_ramps_reach_the_limits_of_their_type(d: DType, platform: str) -> None:
+    info = torch.iinfo(torch_type(d))
+    for start, rest, step in ((info.max - 31, "", 1), (info.min + 31, ", descending=True", -1)):
+        text = f"""
+import pypto_models.language as pl
+
+@pl.jit
+def kernel(n: pl.Scalar[pl.{d}], out: pl.Out[pl.Tensor[[2, 32], pl.{d}]]):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        out = pl.assemble(out, pl.arange({start}, [1, 32], pl.{d}{rest}), [0, 0])
+        out = pl.assemble(out, pl.arange(n, [1, 32], dtype=pl.{d}{rest}), [1, 0])
+"""
+        out = torch.empty(2, 32, dtype=torch_type(d))
+        run(kernel_of(text), platform, [start, out])
+        assert out.tolist() == [[start + step * k for k in range(32)]] * 2
+
+
+def test_the_first_of_equal_maxima(platform: str) -> None:
+    text = """
+import pypto_models.language as pl
+
+@pl.jit
+def kernel(x: pl.Tensor[[8, 32], pl.FP32], n: pl.Scalar[pl.INT32], out: pl.Out[pl.Tensor[[8, 1], pl.INT32]]):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        out = pl.assemble(out, pl.row_argmax(pl.slice(x, [8, 32], [0, 0], valid_shape=[8, n])), [0, 0])
+"""
+    x = torch.zeros(8, 32)
+    x[0, [4, 9]], x[1, [0, 31]], x[2] = 2.0, 1.0, -1.0
+    x[3], x[4] = -torch.inf, torch.finfo(torch.float32).min
+    x[5, 20:] = 5.0  # not valid in the second run
+    x[6, 18], x[7, 3] = -0.0, -1.0
+    for n, want in ((32, [4, 0, 0, 0, 0, 20, 0, 0]), (20, [4, 0, 0, 0, 0, 0, 0, 0])):
+        out = torch.full((8, 1), -1, dtype=torch.int32)
+        run(kernel_of(text), platform, [x, n, out])
+        assert out.flatten().tolist() == want
+
+
+def test_a_broadcast_takes_only_the_extents_of_its_target(platform: str) -> None:
+    """Of a target without a value, and in place of one whose values go."""
+    text = """
+import pypto_models.language as pl
+
+@pl.jit
+def kernel(
+    x: pl.Tensor[[16, 32], pl.FP32], out: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+    part: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
+):
+    with pl.at(level=pl.Level.CORE_GROUP):
+        t = pl.slice(x, [16, 32], [0, 0])
+        rows = pl.col_expand(pl.create_tensor([16, 32], dtype=pl.FP32), t[3:4, :])
+        out = pl.assemble(out, pl.add(pl.row_expand(t, pl.row_max(t)), rows), [0, 0])
+        some = pl.set_validshape(t, 5, 17)
+        part = pl.assemble(part, pl.row_expand(some, pl.row_max(t)), [0, 0])
+"""
+    x = torch.randn(16, 32, generator=torch.Generator().manual_seed(3))
+    out, part = torch.empty(16, 32), torch.zeros(16, 32)
+    x[8] = torch.nan
+    run(kernel_of(text), platform, [x, out, part])
+    top = x.numpy().max(1, keepdims=True)
+    assert np.array_equal(out.numpy(), top + x.numpy()[3:4], equal_nan=True)
+    assert np.array_equal(part.numpy()[:5, :17], np.repeat(top[:5], 17, 1))
+    assert not part[5:].any() and not part[:, 17:].any()
 
 
 # ------------------------------------------------------------------------------------------ precision

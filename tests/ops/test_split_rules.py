@@ -29,7 +29,7 @@ MODES = (SplitMode.UP_DOWN, SplitMode.LEFT_RIGHT)  # by axis
 # Ops that refuse some sample, by axis.  All others run under every split; loads, stores and moves too.
 REFUSE = {
     0: {"col_sum", "col_max", "col_min", "extract", "insert", "reshape", "transpose"},
-    1: {"row_sum", "row_max", "row_min", "extract", "insert", "reshape", "transpose"},
+    1: {"arange", "row_sum", "row_max", "row_min", "row_argmax", "extract", "insert", "reshape", "transpose"},
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .body import Body
-from .control import branch, carried, each_column, index_number, powers
+from .control import branch, carried, each_column, index_number, powers, ramp
 from .inlining import inlined_step
 from .nesting import either, loop
 from .products import tile_product
@@ -36,7 +36,8 @@ def random_if(b: Body) -> bool:
 
 
 _WEIGHTS: dict[Callable[[Body], bool], int] = {
-    **STEPS, carried: 5, each_column: 4, branch: 6, powers: 3, index_number: 5, random_loop: 8, random_if: 8,
+    **STEPS, carried: 5, each_column: 4, branch: 6, powers: 3, index_number: 5, ramp: 3, random_loop: 8,
+    random_if: 8,
 }  # fmt: skip
 _WITHOUT = tuple(step for step, weight in _WEIGHTS.items() for _ in range(weight))
 _WITH_PRODUCTS = (*_WITHOUT, *(tile_product,) * 16)

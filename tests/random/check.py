@@ -22,6 +22,7 @@ from pypto_models.ir.types import SplitMode, TensorType, TileType
 from pypto_models.ir.verify import verify
 from pypto_models.passes import PIPELINE
 from pypto_models.passes import split as split_pass
+from pypto_models.passes.grid import certain_races
 from pypto_models.passes.plan_memory import plan
 from pypto_models.passes.task_graph import build
 from pypto_models.schedule.domain import region_domains
@@ -108,8 +109,9 @@ class _Check:
         self.where = "task graph"
         graph = build(before, target)
         region_domains(graph)
-        if graph.hazards:
-            raise self.mismatch("\n".join(h.describe() for h in graph.hazards))
+        found = [*graph.hazards, *certain_races(graph)]
+        if found:
+            raise self.mismatch("\n".join(x.describe() for x in found))
         self.where = "in random order"
         self.compare(Machine(before, graph, "random", seed=len(text)), 0)
         for mode in SplitMode:

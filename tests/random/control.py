@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .blocks import Blocks
-from .body import Body
+from .body import Body, dtype_name
 from .facts import Facts
 from .shapes import make_full
-from .writer import F32, Context, Env, Scalar
+from .writer import F32, I32, Context, Env, Scalar
 
 
 def trip_index(outer: Context, context: Context, name: str, trips: int) -> Scalar:
@@ -273,6 +273,30 @@ def index_number(b: Body) -> bool:
         return (data.float() - value).to(t.dtype) if t.is_float else data - value.to(t.dtype)
 
     b.emit(f"pl.sub({t.name}, {text})", t, fn, t.facts.plus(Facts(10.0, 0.0, 0)))
+    return True
+
+
+def ramp(b: Body) -> bool:
+    """A row of consecutive numbers, from a constant or from index arithmetic."""
+    w = b.w
+    if b.split == 1:
+        return False
+    n, descending = b.place.tn, w.chance(40)
+    dtype = w.pick((I32, I32, torch.int16))
+    x = expression(b, 2) if w.chance(50) else None
+    constant = w.choose(9) - 4
+    start = str(constant) if x is None else f"pl.cast(({x.text}) % 11, {dtype_name(dtype)})"
+    shown = w.pick((f"[1, {n}], {dtype_name(dtype)}", f"[1, {n}], dtype={dtype_name(dtype)}"))
+    name = b.name()
+    w.line(f"{name} = pl.arange({start}, {shown}{', descending=True' if descending else ''})")
+
+    def fn(env: Env) -> Blocks:
+        first = torch.tensor([constant]) if x is None else x.at(env, b.context) % 11
+        first = first.expand(b.context.blocks(env)).reshape(-1, 1, 1)
+        steps = torch.arange(n).reshape(1, 1, n)
+        return Blocks((first - steps if descending else first + steps).to(dtype), (None, None))
+
+    b.tile(name, (1, n), dtype, Facts(n + 11.0, 0.0, 0), (None, None), fn)
     return True
 
 

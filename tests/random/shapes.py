@@ -14,6 +14,7 @@ from .blocks import Blocks
 from .body import PADS, Body, dtype_name, pad_number
 from .facts import Facts
 from .steps import (
+    argmax,
     binary,
     compare,
     convert,
@@ -332,7 +333,7 @@ def read_number(b: Body) -> bool:
 
 
 STEPS: dict[Step, int] = {
-    binary: 8, load: 6, simple_unary: 4, with_number: 5, math_unary: 8, expand: 14, reduce: 8, convert: 6,
-    fillpad: 3, set_valid: 3, compare: 3, reshape: 4, transpose: 4, move: 3, extract: 4, full: 3, insert: 4,
-    assembled: 3, read_element: 3, write_element: 3, read_number: 3, padded_max: 3,
+    binary: 8, load: 6, simple_unary: 4, with_number: 5, math_unary: 8, expand: 16, reduce: 8, convert: 6,
+    argmax: 3, fillpad: 3, set_valid: 3, compare: 3, reshape: 4, transpose: 4, move: 3, extract: 4, full: 3,
+    insert: 4, assembled: 3, read_element: 3, write_element: 3, read_number: 3, padded_max: 3,
 }  # fmt: skip

@@ -235,6 +235,9 @@ def expand(b: Body) -> bool:
     v = vector(b, t, along_rows)
     if v is None:
         return False
+    if b.w.chance(30):
+        broadcast(b, t, v, along_rows)
+        return True
     t, v = b.small(t), b.small(v)
     name = b.w.pick(("mul", "add", "sub", "div"))
     if name == "div":
@@ -248,6 +251,37 @@ def expand(b: Body) -> bool:
         facts,
         _promoted(t, v),
     )
+    return True
+
+
+def broadcast(b: Body, t: Tile, v: Tile, along_rows: bool) -> Tile:
+    """The vector itself, in the extents of ``t`` or of a tile without a value."""
+    target = t.name
+    if t.full and b.w.chance(25):
+        target = f"pl.create_tensor({list(t.shape)}, dtype={dtype_name(t.dtype)})"
+    common = _promoted(t, v)
+    name = "row_expand" if along_rows else "col_expand"
+    fn = lambda env: b.data(env, v).to(common).expand(-1, *t.shape)  # noqa: E731
+    return b.emit(_call(b, name, target, v.name), t, fn, v.facts, common)
+
+
+def argmax(b: Body) -> bool:
+    """The first of the largest elements; of exact values, so that the largest are the same on both sides."""
+    t = b.some(lambda t: t.is_float and len(t.shape) == 2 and t.facts.exact)
+    if t is None or (b.split == 1 and t.shape[1] > 1):
+        return False
+    name = b.name()
+    b.w.line(f"{name} = pl.row_argmax({t.name})")
+
+    def fn(env: Env) -> Blocks:
+        x = t.at(env, b.context)
+        data = x.filled(float("-inf")).float()
+        at = torch.arange(t.shape[1]).expand(data.shape)
+        largest = data == data.amax(2, keepdim=True)
+        first = torch.where(largest, at, t.shape[1]).amin(2, keepdim=True)
+        return Blocks(first.to(torch.int32), (x.valid[0], None))
+
+    b.tile(name, (t.shape[0], 1), I32, Facts(t.shape[1], 0.0, 0), (t.valid[0], None), fn)
     return True
 
 

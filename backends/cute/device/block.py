@@ -20,6 +20,26 @@ def element(pointer: cute.Pointer, at: Any) -> cute.Tensor:
     return cute.make_tensor(pointer + at, cute.make_layout(1))
 
 
+def load_run(pointer: cute.Pointer, registers: cute.Tensor, at: int, count: int) -> None:
+    """``count`` neighbours of global memory, at a multiple of their size, into registers from ``at`` on."""
+    _move_run(pointer, registers, at, count, True)
+
+
+def store_run(pointer: cute.Pointer, registers: cute.Tensor, at: int, count: int) -> None:
+    """As :func:`load_run`, the other way."""
+    _move_run(pointer, registers, at, count, False)
+
+
+def _move_run(pointer: cute.Pointer, registers: cute.Tensor, at: int, count: int, load: bool) -> None:
+    size = pointer.dtype.width // 8
+    step = min(count, 16 // size)  # of one instruction
+    atom = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), pointer.dtype, num_bits_per_copy=8 * size * step)
+    for n in range(0, count, step):
+        there = cute.make_tensor((pointer + n).align(size * step), cute.make_layout(step))
+        here = cute.make_tensor(registers.iterator + at + n, cute.make_layout(step))
+        cute.copy(atom, *((there, here) if load else (here, there)))
+
+
 def warp_sum(value: Any) -> Any:
     for distance in (16, 8, 4, 2, 1):
         value = value + cute.arch.shuffle_sync_bfly(value, distance)
@@ -174,7 +194,9 @@ def copy_rows(
     tid, _, _ = cute.arch.thread_idx()
     pieces = columns // vector
     fill = cute.make_copy_atom(
-        cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL), source.dtype, num_bits_per_copy=128
+        cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL),
+        source.dtype,
+        num_bits_per_copy=128,
     )
     for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
         piece = tid + n * THREADS

@@ -2,7 +2,7 @@
 
 A CTA owns a run of units, 8 weight rows for each accumulator, and keeps all their accumulators in registers
 while K is the outer loop.  One stage of the ring holds ``chunk`` columns of the CTA's weight rows and of the
-16 batch rows, in whole 128-byte lines.  Within a stage the warps form a grid: ``warps_n`` divide the units,
+batch rows, in whole 128-byte lines; all batch rows meet a weight while it is there.  Within a stage the warps form a grid: ``warps_n`` divide the units,
 ``warps_k`` the columns.  At the end the parts of the ``warps_k`` warps are added in fixed order, and one warp
 finishes each unit in registers.  The weights are `[out, in]`, so a weight row is the n side of
 ``mma.m16n8k16`` and the batch its m side.
@@ -23,7 +23,7 @@ import cutlass.cute as cute
 import cutlass.utils as utils
 from cutlass import BFloat16, Float32, Int32, Int64
 
-ROWS = 16  # of the batch: the m side of one MMA
+M = 16  # rows of the batch on the m side of one MMA
 UNIT = 8  # weight rows of a unit: the n side of one MMA
 STEP = 64  # columns of a 128-byte line
 
@@ -34,8 +34,8 @@ class Stream:
 
     * ``unit_row(env, a, unit) -> (row, valid)``: first weight row of accumulator ``a`` in ``unit``, and how
       many of its 8 rows exist.
-    * ``finish(env, unit, rows, g, t, total)``: the epilogue on ``total[v, a]``, v = 0..3: row g + 8 (v // 2),
-      column 8 unit + 2 t + v % 2.
+    * ``finish(env, unit, rows, m, g, t, total)``: the epilogue on ``total[v, a]``, v = 0..3: row 16 m + g +
+      8 (v // 2), column 8 unit + 2 t + v % 2.
     """
 
     k: int
@@ -48,6 +48,7 @@ class Stream:
     warps_k: int
     chunk: int
     stages: int
+    m_tiles: int  # rows of the batch / 16
     unit_row: Callable[..., Any]
     finish: Callable[..., Any]
 
@@ -70,8 +71,8 @@ class Stream:
     @property
     def shared_elements(self) -> int:
         """bf16 elements of the ring, which the final sum over warps reuses."""
-        ring = self.stages * (self.tiles * UNIT + ROWS) * self.chunk
-        return max(ring, self.warps_k * self.tiles * 256)
+        ring = self.stages * (self.tiles * UNIT + self.m_tiles * M) * self.chunk
+        return max(ring, self.warps_k * self.m_tiles * self.tiles * 256)
 
     @cute.jit
     def run(self, x: cute.Pointer, w: cute.Pointer, rows: Int32, env: Any):
@@ -88,7 +89,7 @@ class Stream:
         smem = utils.SmemAllocator()
         ring = smem.allocate_tensor(BFloat16, cute.make_layout(self.shared_elements), 128).iterator
         w_stage = self.tiles * UNIT * self.chunk
-        x_stage = ROWS * self.chunk
+        x_stage = self.m_tiles * M * self.chunk
         x_ring = ring + self.stages * w_stage
         vector = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), BFloat16, num_bits_per_copy=128)
         fill = cute.make_copy_atom(
@@ -101,7 +102,7 @@ class Stream:
         # --- which pieces of a stage this thread copies: where from, where to, and whether they exist
         pieces = self.chunk // 8
         w_count = -(-(self.tiles * UNIT * pieces) // self.threads)
-        x_count = -(-(ROWS * pieces) // self.threads)
+        x_count = -(-(self.m_tiles * M * pieces) // self.threads)
         w_from = cute.make_rmem_tensor(cute.make_layout(w_count), Int64)
         w_to = cute.make_rmem_tensor(cute.make_layout(w_count), Int32)
         w_live = cute.make_rmem_tensor(cute.make_layout(w_count), Int32)
@@ -131,9 +132,8 @@ class Stream:
             row = piece // pieces
             at = piece % pieces
             live = Int32(0)
-            if row < rows:
-                if row < ROWS:
-                    live = Int32(1)
+            if row < min(rows, Int32(self.m_tiles * M)):
+                live = Int32(1)
             x_live[i] = live
             x_from[i] = Int64(row) * self.x_pitch + at * 8
             x_to[i] = row * self.chunk + (at ^ (4 * (row % 2))) * 8
@@ -145,30 +145,40 @@ class Stream:
             if cutlass.const_expr(d < steps):
                 for i in cutlass.range_constexpr(w_count):
                     if w_live[i] != 0:
-                        cute.copy(fill, piece_of(w, w_from[i] + d * self.chunk), piece_of(ring, w_to[i] + d * w_stage))
+                        cute.copy(
+                            fill,
+                            piece_of(w, w_from[i] + d * self.chunk),
+                            piece_of(ring, w_to[i] + d * w_stage),
+                        )
             cute.arch.cp_async_commit_group()
         cute.arch.griddepcontrol_wait()
         for d in cutlass.range_constexpr(self.stages - 1):
             if cutlass.const_expr(d < steps):
                 for i in cutlass.range_constexpr(x_count):
                     if x_live[i] != 0:
-                        cute.copy(vector, piece_of(x, x_from[i] + d * self.chunk), piece_of(x_ring, x_to[i] + d * x_stage))
+                        cute.copy(
+                            vector,
+                            piece_of(x, x_from[i] + d * self.chunk),
+                            piece_of(x_ring, x_to[i] + d * x_stage),
+                        )
 
         # --- K loop
         warp_n = warp % self.warps_n
         warp_k = warp // self.warps_n
         mine = -(-self.tiles // self.warps_n)
-        acc = cute.make_rmem_tensor(cute.make_layout(((2, 2), 1, 1, mine)), Float32)
+        acc = cute.make_rmem_tensor(cute.make_layout(((2, 2), 1, 1, mine, self.m_tiles)), Float32)
         acc.fill(0.0)
         g = lane // 4
         t = lane % 4
         flip = 4 * (g % 2)
         x_raw = cute.make_rmem_tensor(cute.make_layout((8, 2, 2)), BFloat16)  # element, row half, piece
-        x_mma = cute.make_rmem_tensor(cute.make_layout((8, 4)), BFloat16)
+        x_mma = cute.make_rmem_tensor(cute.make_layout((8, 4, self.m_tiles)), BFloat16)
         w_raw = cute.make_rmem_tensor(cute.make_layout((8, 2)), BFloat16)
         x_raw_pairs = cute.recast_tensor(x_raw, Int32)
         x_mma_pairs = cute.recast_tensor(x_mma, Int32)
-        frag_x = cute.make_tensor(x_mma.iterator, cute.make_layout(((2, 2, 2), 1, 4), stride=((1, 2, 4), 0, 8)))
+        frag_x = cute.make_tensor(
+            x_mma.iterator, cute.make_layout(((2, 2, 2), 1, 4, self.m_tiles), stride=((1, 2, 4), 0, 8, 32))
+        )
         frag_w = cute.make_tensor(w_raw.iterator, cute.make_layout(((2, 2), 1, 4), stride=((1, 2), 0, 4)))
         slot = Int32(0)
         for step in cutlass.range(steps, unroll=1):
@@ -182,31 +192,39 @@ class Stream:
                 skip = Int64(ahead) * self.chunk
                 for i in cutlass.range_constexpr(w_count):
                     if w_live[i] != 0:
-                        cute.copy(fill, piece_of(w, w_from[i] + skip), piece_of(ring, w_to[i] + into * w_stage))
+                        cute.copy(
+                            fill, piece_of(w, w_from[i] + skip), piece_of(ring, w_to[i] + into * w_stage)
+                        )
                 for i in cutlass.range_constexpr(x_count):
                     if x_live[i] != 0:
-                        cute.copy(fill, piece_of(x, x_from[i] + skip), piece_of(x_ring, x_to[i] + into * x_stage))
+                        cute.copy(
+                            fill, piece_of(x, x_from[i] + skip), piece_of(x_ring, x_to[i] + into * x_stage)
+                        )
             cute.arch.cp_async_commit_group()
             for line in cutlass.range_constexpr(self.chunk // STEP // self.warps_k):
                 column = (warp_k + line * self.warps_k) * STEP
-                for j in cutlass.range_constexpr(2):
-                    for half in cutlass.range_constexpr(2):
-                        at = slot * x_stage + (g + 8 * half) * self.chunk + column + ((4 * j + t) ^ flip) * 8
-                        cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
-                for j in cutlass.range_constexpr(2):
-                    for i in cutlass.range_constexpr(2):
-                        for q in cutlass.range_constexpr(2):
-                            for half in cutlass.range_constexpr(2):
-                                x_mma_pairs[half + 2 * q, 2 * j + i] = x_raw_pairs[2 * i + q, half, j]
+                for m in cutlass.range_constexpr(self.m_tiles):
+                    for j in cutlass.range_constexpr(2):
+                        for half in cutlass.range_constexpr(2):
+                            row = m * M + g + 8 * half
+                            at = slot * x_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
+                            cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
+                    for j in cutlass.range_constexpr(2):
+                        for i in cutlass.range_constexpr(2):
+                            for q in cutlass.range_constexpr(2):
+                                for half in cutlass.range_constexpr(2):
+                                    x_mma_pairs[half + 2 * q, 2 * j + i, m] = x_raw_pairs[2 * i + q, half, j]
                 for n in cutlass.range_constexpr(mine):
                     tile = warp_n + n * self.warps_n
                     if tile < self.tiles:
                         for j in cutlass.range_constexpr(2):
-                            at = slot * w_stage + (tile * UNIT + g) * self.chunk + column + ((4 * j + t) ^ flip) * 8
+                            row = tile * UNIT + g
+                            at = slot * w_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
                             cute.copy(vector, piece_of(ring, at), w_raw[None, j])
-                        for q in cutlass.range_constexpr(4):
-                            sums = acc[None, None, None, n]
-                            cute.gemm(mma, sums, frag_x[None, None, q], frag_w[None, None, q], sums)
+                        for m in cutlass.range_constexpr(self.m_tiles):
+                            for q in cutlass.range_constexpr(4):
+                                sums = acc[None, None, None, n, m]
+                                cute.gemm(mma, sums, frag_x[None, None, q, m], frag_w[None, None, q], sums)
             slot = slot + 1
             if slot == self.stages:
                 slot = Int32(0)
@@ -214,27 +232,33 @@ class Stream:
         # --- sum over the warps that divided the columns, in fixed order, and the epilogue
         cute.arch.cp_async_wait_group(0)
         cute.arch.sync_threads()
+        per_part = 128 * self.tiles * self.m_tiles
         parts = cute.make_tensor(
             cute.recast_ptr(ring, dtype=Float32),
-            cute.make_layout((4, 32, self.tiles, self.warps_k), stride=(1, 4, 128, 128 * self.tiles)),
+            cute.make_layout(
+                (4, 32, self.tiles, self.m_tiles, self.warps_k),
+                stride=(1, 4, 128, 128 * self.tiles, per_part),
+            ),
         )
         for n in cutlass.range_constexpr(mine):
             tile = warp_n + n * self.warps_n
             if tile < self.tiles:
-                for v in cutlass.range_constexpr(4):
-                    parts[v, lane, tile, warp_k] = acc[v, 0, 0, n]
+                for m in cutlass.range_constexpr(self.m_tiles):
+                    for v in cutlass.range_constexpr(4):
+                        parts[v, lane, tile, m, warp_k] = acc[v, 0, 0, n, m]
         cute.arch.sync_threads()
         total = cute.make_rmem_tensor(cute.make_layout((4, self.accumulators)), Float32)
         for n in cutlass.range_constexpr(-(-self.units_per_cta // self.warps)):
             unit = warp + n * self.warps
             if unit < count:
-                for a in cutlass.range_constexpr(self.accumulators):
-                    for v in cutlass.range_constexpr(4):
-                        value = Float32(0.0)
-                        for part in cutlass.range_constexpr(self.warps_k):
-                            value = value + parts[v, lane, unit * self.accumulators + a, part]
-                        total[v, a] = value
-                self.finish(env, first + unit, rows, g, t, total)
+                for m in cutlass.range_constexpr(self.m_tiles):
+                    for a in cutlass.range_constexpr(self.accumulators):
+                        for v in cutlass.range_constexpr(4):
+                            value = Float32(0.0)
+                            for part in cutlass.range_constexpr(self.warps_k):
+                                value = value + parts[v, lane, unit * self.accumulators + a, m, part]
+                            total[v, a] = value
+                    self.finish(env, first + unit, rows, m, g, t, total)
 
 
 def piece_of(pointer: cute.Pointer, at: Any) -> cute.Tensor:

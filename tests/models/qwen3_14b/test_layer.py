@@ -13,10 +13,11 @@ from torch import Tensor
 
 import pypto_models.language as pl
 from models.common import tiling
+from models.common.written import cache_rows
 from models.qwen3_14b import reference
 from models.qwen3_14b.config import FULL, TINY, Config
 from models.qwen3_14b.constants import TILING, constants
-from models.qwen3_14b.harness import compile_options, kernel_for, written_rows
+from models.qwen3_14b.harness import LAYER
 from models.qwen3_14b.inputs import Dead, make_inputs
 from pypto_models.compile import Program, compile, compile_function, platforms
 from pypto_models.ir.equal import difference
@@ -138,7 +139,7 @@ def assert_within_bf16(program: Program, tensors: dict[str, Tensor], config: Con
     Of the caches only the rows that the step writes are measured: all others are equal bit by bit.
     """
     y64 = reference.exact(tensors, config)
-    rows = written_rows(config, tensors)
+    rows = cache_rows(tensors, config)
     actual, torch_bf16 = execute(program, tensors), golden(tensors, config)
     for name, exact in y64.items():
         y, ref = actual[name], torch_bf16[name]
@@ -178,7 +179,7 @@ def assert_matches_torch(program: Program, tensors: dict[str, Tensor], config: C
     for name in expected:
         assert max_error(actual[name], expected[name]) <= TOLERANCE, name
     for name in CACHES:
-        assert_untouched(actual[name], tensors[name], written_rows(config, tensors))
+        assert_untouched(actual[name], tensors[name], cache_rows(tensors, config))
     return actual
 
 
@@ -282,7 +283,7 @@ def test_dead_rows_give_zeros_and_touch_nothing(dead: dict[int, Dead], config: C
     actual = execute(step(config), tensors)
     for name in reference.OUTPUTS:
         assert torch.all(actual[name][rows] == 0), name
-    written = written_rows(config, tensors)
+    written = cache_rows(tensors, config)
     assert len(written) == (6 - len(rows)) * config.kv_heads
     for name in CACHES:
         assert_untouched(actual[name], tensors[name], written)
@@ -354,8 +355,8 @@ def test_every_platform_gives_the_same_bits() -> None:
 def test_full_size_compiles_without_warnings(platform: str, config: Config) -> None:
     """It fits the scratchpad targets, has no hazards, and the GPU targets say that nothing was checked."""
     for lm_head in ("skip", "full"):
-        options = compile_options(config, platform, lm_head)
-        program = compile(kernel_for(lm_head), platform=platform, check=True, **options)
+        options = LAYER.compile_options(config, platform, lm_head)
+        program = compile(LAYER.kernel_for(lm_head), platform=platform, check=True, **options)
         if platform in ("a2a3sim", "a5sim"):
             assert program.warnings == ()
             assert program.compiled.plan.checked
@@ -420,7 +421,7 @@ def regions(function: Function) -> list[Region]:
     return [s for s in walk(function.body) if isinstance(s, Region)]
 
 
-SPLIT = ("out_proj", "gate_up_silu", "down_proj", "lm_head")
+SPLIT = ("attention", "out_proj", "gate_up_silu", "down_proj", "lm_head")
 
 
 def test_mixed_regions_are_split_up_down() -> None:

@@ -80,7 +80,7 @@ def test_the_same_in_fp32() -> None:
 
 
 def test_a_second_row_of_a_sequence_is_refused_and_not_dropped() -> None:
-    """The layer takes one row per sequence so far; more are an error that names the tensor."""
+    """A kernel compiled for one row of a sequence: more are an error that names the tensor."""
     tensors = make_inputs(TINY, 4, 40, seed=0, lm_head="full")
     for name in ("cu_q", "ctx", "block_table"):  # rows 1 and 2 become one sequence
         tensors[name] = torch.cat([tensors[name][:2], tensors[name][3:]])

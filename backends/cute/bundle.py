@@ -1,0 +1,88 @@
+"""A program with its machine code, in memory and as a folder: cubins, emitted source, manifest."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from pypto_models.ir.graph import dim_text
+from pypto_models.ir.nodes import Direction, Function
+from pypto_models.ir.types import ScalarType, TensorType
+from pypto_models.language.entry import written_params
+from pypto_models.target import Target
+
+from .cache import compiler_versions, machine_code
+from .compiler import Progress
+from .cubin import resources
+from .lower import Module, lower
+from .manifest import FILE, SOURCE, KernelEntry, Launch, Manifest, Parameter, Workspace, digest
+
+_DIRECTIONS = {Direction.IN: "in", Direction.OUT: "out", Direction.INOUT: "inout"}
+ALIGNMENT_SLACK = 1024  # bytes that the allocator in a kernel may skip to align what it gives
+
+
+class Built(NamedTuple):
+    """``cubins`` by kernel name."""
+
+    manifest: Manifest
+    cubins: dict[str, bytes]
+    module: Module
+
+
+def build(function: Function, target: Target, progress: Progress | None = None) -> Built:
+    """Lower a function for a GPU and compile it, or take its kernels from the cache."""
+    module = lower(function, target)
+    arch = str(target.arch)
+    code = machine_code(module, arch, progress)
+    kernels = []
+    for k in module.kernels:
+        cubin = code[k.name].cubin
+        used = resources(cubin)
+        kernels.append(
+            KernelEntry(
+                name=k.name, region=k.region, line=k.line, how=k.how, file=f"{k.name}.cubin",
+                symbol=code[k.name].symbol, sha256=digest(cubin), threads=k.threads,
+                shared_bytes=k.shared_bytes + ALIGNMENT_SLACK if k.shared_bytes else 0,
+                registers=used.registers, local_bytes=used.local_bytes, parameters=k.parameters,
+            )
+        )  # fmt: skip
+    manifest = Manifest(
+        name=module.name, target=target.name, arch=arch, parameters=parameters(function),
+        workspaces=tuple(Workspace(w.name, w.dtype, w.shape) for w in module.workspaces),
+        kernels=tuple(kernels),
+        launches=tuple(Launch(x.kernel, x.grid, x.arguments) for x in module.launches),
+        source_sha256=digest(module.source.encode()), versions=compiler_versions(),
+    )  # fmt: skip
+    return Built(manifest, {name: c.cubin for name, c in code.items()}, module)
+
+
+def parameters(function: Function) -> tuple[Parameter, ...]:
+    """The arguments of a program."""
+    written = written_params(function)
+    out = []
+    for p in function.params:
+        t = p.var.type
+        direction = _DIRECTIONS[p.direction]
+        if isinstance(t, TensorType):
+            shape = tuple(dim_text(d) for d in t.shape)
+            private = direction == "in" and p.var in written
+            out.append(Parameter(p.name, "tensor", direction, str(t.dtype.torch_name), shape, private))
+        else:
+            assert isinstance(t, ScalarType)
+            out.append(Parameter(p.name, "scalar", "in", str(t.dtype.torch_name)))
+    return tuple(out)
+
+
+def save(folder: Path, manifest: Manifest, cubins: dict[str, bytes], source: str) -> None:
+    """Write a bundle.  The manifest goes first and comes last: an interrupted one is not taken for whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE).unlink(missing_ok=True)
+    for old in folder.glob("*.cubin"):  # of a program that was here before
+        old.unlink()
+    for k in manifest.kernels:
+        (folder / k.file).write_bytes(cubins[k.name])
+    (folder / SOURCE).write_bytes(source.encode())
+    aside = folder / f"{FILE}.new"
+    aside.write_text(manifest.to_json())
+    os.replace(aside, folder / FILE)

@@ -1,0 +1,155 @@
+"""The manifest of a bundle: everything that launching needs to know, as JSON beside the cubins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FORMAT = 2
+FILE = "manifest.json"
+SOURCE = "kernels.py"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """An argument of the program: ``kind`` tensor or scalar, ``shape`` in run-time extents.
+
+    ``private``: the kernels write it though it is only an input; they get a copy, and the caller sees
+    nothing.
+    """
+
+    name: str
+    kind: str
+    direction: str
+    dtype: str
+    shape: tuple[str, ...] = ()
+    private: bool = False
+
+
+@dataclass(frozen=True)
+class KernelEntry:
+    """One cubin: ``parameters`` are (name, kind) in the order of the symbol's.
+
+    ``shared_bytes`` of a block; ``registers`` and ``local_bytes`` (spills, 0 if none) of a thread.
+    """
+
+    name: str
+    region: str
+    line: int
+    how: str
+    file: str
+    symbol: str
+    sha256: str
+    threads: int
+    shared_bytes: int
+    registers: int
+    local_bytes: int
+    parameters: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Workspace:
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A call of ``kernel`` on ``grid`` blocks; arguments are (pointer | extent | scalar, text)."""
+
+    kernel: str
+    grid: str
+    arguments: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    name: str
+    target: str
+    arch: str
+    parameters: tuple[Parameter, ...]
+    workspaces: tuple[Workspace, ...]
+    kernels: tuple[KernelEntry, ...]
+    launches: tuple[Launch, ...]
+    source_sha256: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @staticmethod
+    def from_json(text: str, where: str) -> Manifest:
+        """Raises BundleError if ``text`` is no manifest of this format."""
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["format"] != FORMAT:
+                made = data["format"]
+                raise BundleError(f"{where} has format {made}, this version reads {FORMAT}: build it again")
+            return Manifest(
+                **data
+                | {
+                    "parameters": tuple(
+                        Parameter(**p | {"shape": tuple(p["shape"])}) for p in data["parameters"]
+                    ),
+                    "workspaces": tuple(
+                        Workspace(**w | {"shape": tuple(w["shape"])}) for w in data["workspaces"]
+                    ),
+                    "kernels": tuple(
+                        KernelEntry(**k | {"parameters": _pairs(k["parameters"])}) for k in data["kernels"]
+                    ),
+                    "launches": tuple(
+                        Launch(**x | {"arguments": _pairs(x["arguments"])}) for x in data["launches"]
+                    ),
+                }
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise BundleError(f"{where} is no manifest of a bundle ({error!r}): build it again") from error
+
+
+def _pairs(values: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((str(a), str(b)) for a, b in values)
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_bundle(folder: Path) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the cubins by kernel name; BundleError for a missing, changed or foreign file."""
+    path = folder / FILE
+    if not path.is_file():
+        raise BundleError(f"{path} does not exist: {folder} is no bundle; make one with pypto-models build")
+    manifest = Manifest.from_json(path.read_text(), str(path))
+    _read(folder / SOURCE, manifest.source_sha256)
+    return manifest, {k.name: _read(folder / k.file, k.sha256) for k in manifest.kernels}
+
+
+def _read(file: Path, sha256: str) -> bytes:
+    if not file.is_file():
+        raise BundleError(f"{file} is missing: build the bundle again")
+    data = file.read_bytes()
+    if digest(data) != sha256:
+        raise BundleError(
+            f"{file} is not the file that was built (its SHA-256 differs): build the bundle again"
+        )
+    return data
+
+
+def check_arch(manifest: Manifest, capability: tuple[int, int]) -> None:
+    """BundleError if the machine code does not run on a GPU of this compute capability."""
+    major, minor = capability
+    if manifest.arch.removeprefix("sm_").rstrip("af") != f"{major}{minor}":
+        raise BundleError(
+            f"{manifest.name} is built for {manifest.target} ({manifest.arch}), and this GPU is "
+            f"sm_{major}{minor}: build it for this one"
+        )

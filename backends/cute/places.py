@@ -1,0 +1,67 @@
+"""Places of tiles in shared memory, and the text of addresses in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pypto_models.ir.types import DType
+
+from .layouts import Dealt
+from .scalars import DSL_TYPES
+from .tiles import Coordinates, Shared, Tile
+
+
+@dataclass
+class Buffers:
+    """Tiles in shared memory, one place each."""
+
+    lines: list[str] = field(default_factory=list)
+    bytes: int = 0
+
+    def add(self, name: str, dtype: DType, elements: int) -> None:
+        kind = DSL_TYPES[dtype.name]
+        self.lines.append(
+            f"{name} = smem.allocate_tensor({kind}, cute.make_layout({elements}), 128).iterator"
+        )
+        self.bytes += -(-elements * dtype.bytes // 128) * 128
+
+
+def padded_pitch(columns: int, dtype: DType) -> int:
+    return columns + 8 if dtype.bytes == 2 and columns % 16 == 0 else columns
+
+
+def vectors(tile: Tile, place: Shared) -> bool:
+    """Whether a load can go to shared memory in 16-byte pieces."""
+    per = 16 // tile.dtype.bytes
+    whole = tile.valid[-1] == str(tile.shape[-1])
+    return len(tile.shape) == 2 and whole and tile.shape[1] % per == 0 and place.pitch % per == 0
+
+
+def runs(tile: Tile, layout: Dealt) -> bool:
+    """Whether the runs of a dealt tile are aligned vectors of up to 16 bytes in global memory."""
+    size = layout.run * tile.dtype.bytes
+    return tile.valid[1] == str(tile.shape[1]) and layout.run > 1 and (size <= 16 or size == 32)
+
+
+def copy_call(tile: Tile, place: Shared, to: str) -> str:
+    assert tile.plain is not None
+    pointer, pitch = tile.plain
+    return (
+        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({tile.valid[0]}), "
+        f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
+    )
+
+
+def offset(at: Coordinates, shape: tuple[int, ...], pitch: int) -> str:
+    """The element of a coordinate in a row-major buffer whose last axis has ``pitch`` elements."""
+    strides = strides_of(shape, pitch)
+    parts = [c if s == 1 else f"{c} * {s}" for c, s in zip(at, strides, strict=True) if c != "0"]
+    return " + ".join(parts) or "0"
+
+
+def strides_of(shape: tuple[int, ...], pitch: int) -> list[int]:
+    out, step = [1], pitch
+    for d in reversed(shape[:-1]):
+        out.append(step)
+        step *= d
+    return list(reversed(out))

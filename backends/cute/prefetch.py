@@ -1,0 +1,167 @@
+"""Loops whose loads run ahead: the ring of tiles in shared memory that keeps the memory pipe full."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from pypto_models.errors import InternalError
+from pypto_models.ir.expr import Expr, Var, as_dim, index
+from pypto_models.ir.nodes import Bind, Block, For, If, Let, Stmt
+from pypto_models.ir.rewrite import uses
+from pypto_models.ir.types import TileType
+
+from .places import copy_call, padded_pitch, vectors
+from .tensors import aligned_pitch
+from .tiles import Shared
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
+
+MOST_STAGES = 4
+
+
+@dataclass
+class Staged:
+    """A loop whose loads run ahead of it: a ring of ``stages`` slots in shared memory for each load.
+
+    A load may run ahead if its address depends on the loop variable, memory that the loop does not write and
+    values from outside, but on nothing that the loop carries.
+    """
+
+    loads: tuple[Let, ...]
+    scalars: tuple[Stmt, ...]  # what the addresses need, in order
+    stages: int
+    places: dict[Var, Shared] = field(default_factory=dict)
+    slot: str = ""
+
+    @staticmethod
+    def plan(k: Kernel, s: For) -> Staged | None:
+        carried = {c.param for c in s.carried}
+        local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
+            st.var for st in s.body if isinstance(st, Bind)
+        }
+        written = {st.arg("target") for st in s.body if isinstance(st, Let) and st.op.name == "store"}
+        ready: set[Expr] = {s.var}
+        scalars: list[Stmt] = []
+        loads: list[Let] = []
+
+        def known(st: Stmt) -> bool:
+            needs = {v for v in uses((st,)) if isinstance(v, Var)}
+            return not (needs & carried) and all(v in ready for v in needs & local)
+
+        for st in s.body:
+            if isinstance(st, Bind) and known(st):
+                scalars.append(st)
+                ready.add(st.var)
+            elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
+                scalars.append(st)
+                ready.add(st.result)
+            elif isinstance(st, Let) and st.op.name == "load" and known(st) and st.arg("t") not in written:
+                t = st.result.type
+                assert isinstance(t, TileType)
+                per = 16 // t.dtype.bytes
+                if (
+                    t.rank == 2
+                    and t.shape[1] % per == 0
+                    and k.uses[st.result]
+                    and _staged_use(s.body, st.result)
+                ):
+                    loads.append(st)
+        if not loads:
+            return None
+        one = 0
+        for load in loads:
+            t = load.result.type
+            assert isinstance(t, TileType)
+            one += t.shape[0] * padded_pitch(t.shape[1], t.dtype) * t.dtype.bytes
+        stages = min(MOST_STAGES, k.room // one)
+        return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
+
+    def issue(self, k: Kernel, s: For, var: str, stop: str, slot: str) -> None:
+        """Begin the loads of iteration ``var`` into ``slot``; an iteration that is not there begins nothing."""
+        names = dict(k.names)
+        with k.text.nested(f"if {var} < {stop}:"):
+            k.names[s.var] = var
+            k.block(self.scalars)
+            for load in self.loads:
+                k.handlers["load"](k, load)
+                tile = k.tiles.pop(load.result)
+                place = self.places[load.result]
+                if tile.plain is None or not vectors(tile, place):
+                    raise InternalError(f"the load of {load.result.name} cannot run ahead")
+                size = tile.shape[0] * place.pitch
+                k.text.line(copy_call(tile, place, f"{place.name} + {slot} * {size}"))
+        k.text.line("cute.arch.cp_async_commit_group()")
+        k.names = names
+
+    def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
+        t = k.text
+        t.line("cute.arch.sync_threads()")
+        for load in self.loads:
+            kind = load.result.type
+            assert isinstance(kind, TileType)
+            before = k.buffers.bytes
+            self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, self.stages)
+            k.ring_bytes += k.buffers.bytes - before
+        k.stage_bytes = max(k.stage_bytes, k.ring_bytes // self.stages)
+        start, stop, step = bounds
+        for d in range(self.stages - 1):
+            ahead = t.let("ahead", f"{start} + {d} * {step}")
+            self.issue(k, s, ahead, stop, str(d))
+        self.slot = t.let("slot", "Int32(0)")
+
+    def enter(self, k: Kernel, s: For, var: str, bounds: list[str]) -> Block:
+        """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
+        t = k.text
+        t.line(f"cute.arch.cp_async_wait_group({self.stages - 2})")
+        t.line("cute.arch.sync_threads()")
+        into = t.let("into", f"{self.slot} + {self.stages - 1}")
+        with t.nested(f"if {into} >= {self.stages}:"):
+            t.line(f"{into} = {into} - {self.stages}")
+        ahead = t.let("ahead", f"{var} + {self.stages - 1} * {bounds[2]}")
+        self.issue(k, s, ahead, bounds[1], into)
+        k.names[s.var] = var
+        k.block(self.scalars)
+        for load in self.loads:
+            k.handlers["load"](k, load)
+            lazy = k.tiles[load.result]
+            place = self.places[load.result]
+            size = lazy.shape[0] * place.pitch
+            here = t.let(f"{load.result.name}_now", f"{place.name} + {self.slot} * {size}")
+            k.tiles[load.result] = k.from_shared(replace(place, name=here), lazy.shape, lazy.valid)
+        done = {id(x) for x in (*self.scalars, *self.loads)}
+        return tuple(x for x in s.body if id(x) not in done)
+
+    def leave(self, k: Kernel) -> None:
+        k.text.line(f"{self.slot} = {self.slot} + 1")
+        with k.text.nested(f"if {self.slot} == {self.stages}:"):
+            k.text.line(f"{self.slot} = Int32(0)")
+
+
+def runs_ahead(k: Kernel, load: Let) -> bool:
+    """Whether a load can be copied in 16-byte pieces."""
+    shape, at = (tuple(index(x) for x in load.arg(n)) for n in ("shape", "offset"))  # type: ignore[union-attr, arg-type]
+    limits = load.arg("valid_shape")
+    whole = not isinstance(limits, tuple) or limits[-1] == shape[-1]
+    if not whole or load.arg("clamp") or load.arg("drop_dims") or load.arg("pad_value") is not None:
+        return False
+    box = k.view_of(load.arg("t")).moved(tuple(as_dim(x) for x in shape), at)
+    return aligned_pitch(box) is not None
+
+
+def _staged_use(body: Block, var: Var) -> bool:
+    """Whether a product of the loop takes the tile as it is loaded, possibly moved."""
+    names = {var}
+    for s in body:
+        if isinstance(s, Let) and s.op.name == "move" and s.args[0] in names:
+            names.add(s.result)
+        if (
+            isinstance(s, Let)
+            and s.op.name in ("matmul", "matmul_acc")
+            and names & {s.arg("lhs"), s.arg("rhs")}
+        ):
+            return True
+        if isinstance(s, If) and (_staged_use(s.then, var) or _staged_use(s.orelse, var)):
+            return True
+    return False

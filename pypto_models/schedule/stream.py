@@ -1,0 +1,292 @@
+"""Schedules of contractions: enumerate the legal ones, estimate each, keep the best.
+
+The estimate knows what was measured to matter on a GPU: bytes over the read bandwidth, the surplus of the
+busiest CTA, x and partial sums through L2, one more dependency where slices are summed later, and a launch
+that is not hidden if the next kernel cannot be resident early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..ir.types import Mem
+from ..target import Gpu, Target
+from .accounting import Traffic, stream_traffic
+from .check import gpu_of, problems
+from .contraction import Contraction
+from .domain import RegionDomain
+from .overrides import Override
+from .record import Across, Finish, Part, Place, Registers, Ring, Schedule, Stream, Workspace
+
+MAX_SLICES = 4  # measured: 4 slices reach 88 % of the read ceiling where 33 reach 75 %
+WARPS = 8  # measured: 16 warps that multiply are worse than 8
+SLOT_BYTES = 4096  # of a warp: amortises the wait for a group, and leaves the ring some slots
+OTHER_REGISTERS = 40  # addresses, counters, temporaries
+WEIGHT_REGISTERS = 16  # two ldmatrix of 4 registers for each of two cells
+EPILOGUE_VALUES = 2  # tiles of 8 columns beside the accumulators that an elementwise chain keeps at a time
+BANK_BYTES = 128  # of shared memory in a cycle
+UNEVEN_WEIGHT = 0.05  # of a warp that has more lines than others: they wait for it after each unit
+
+
+Accepts = Callable[[Schedule], str | None]
+"""What a backend cannot emit: the reason, or None."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A contraction on a target."""
+
+    domain: RegionDomain
+    facts: Contraction
+    target: Target
+    gpu: Gpu
+
+    @property
+    def line(self) -> int:
+        """Elements of a line."""
+        return self.gpu.line_bytes // self.facts.element_bytes
+
+    @property
+    def mma_k(self) -> int:
+        return max(32 // self.facts.element_bytes, 1)
+
+    @property
+    def quantum(self) -> int:
+        """K is cut at multiples of it."""
+        return self.line if self.facts.weights[0].major == "k" else self.mma_k
+
+    @property
+    def quanta(self) -> int:
+        return -(-self.facts.k // self.quantum)
+
+
+def plan_stream(
+    domain: RegionDomain, facts: Contraction, target: Target, given: Override, accepts: Accepts
+) -> Schedule | str:
+    """The best legal schedule under the override, or what is wrong with the first if that leaves none."""
+    p = Problem(domain, facts, target, gpu_of(target))
+    best, refused = None, ""
+    for candidate in candidates(p, given):
+        wrong = problems(candidate, target)
+        why = wrong[0] if wrong else accepts(candidate)
+        if why is not None:
+            refused = refused or why
+        elif best is None or candidate.estimate_s < best.estimate_s:
+            best = candidate
+    return best if best is not None else refused or "no walk of units over CTAs fits it"
+
+
+def candidates(p: Problem, given: Override) -> Iterator[Schedule]:
+    """Schedules in a fixed order, legal or not."""
+    for slices in _one(given.number("slices"), range(1, min(MAX_SLICES, p.quanta) + 1)):
+        if slices > p.quanta:
+            continue
+        cuts = tuple(min(i * p.quanta // slices * p.quantum, p.facts.k) for i in range(slices)) + (p.facts.k,)
+        for warps_n, warps_k in _warps(p, given, cuts):
+            for place in _one(given.get("x"), ("registers", "ring", "shared")):
+                for columns in _columns(p, given, slices, warps_n, str(place)):
+                    for owner in _owners(p, given, str(place)):
+                        yield _schedule(p, given, cuts, (warps_n, warps_k), place, columns, owner)  # type: ignore[arg-type]
+
+
+def _owners(p: Problem, given: Override, place: str) -> tuple[str, ...]:
+    """The CTA may own the ring where x shares it: one copy of x serves all warps."""
+    whole = p.facts.weights[0].major == "k"
+    return _one(given.get("owner"), ("cta", "warp") if place == "ring" and whole else ("warp",))  # type: ignore[return-value]
+
+
+def _one(fixed: object, choices: object) -> tuple[int, ...]:
+    return (fixed,) if fixed is not None else tuple(choices)  # type: ignore[arg-type,return-value]
+
+
+def _granule(p: Problem, given: Override) -> int:
+    if p.facts.weights[0].major == "n":
+        return p.line
+    return 16 if given.get("batch") == "n" else 8
+
+
+def _warps(p: Problem, given: Override, cuts: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    widest = -(-max(b - a for a, b in zip(cuts, cuts[1:], strict=False)) // p.quantum)
+    for n in _one(given.number("warps_n"), (1, 2, 4, 8)):
+        for k in _one(given.number("warps_k"), (1, 2, 4, 5, 8, 10)):
+            fixed = given.number("warps_n") or given.number("warps_k")
+            if fixed or (4 <= n * k <= WARPS + 2 or widest < 4) and k <= widest:
+                yield n, k
+
+
+def _columns(p: Problem, given: Override, slices: int, warps_n: int, place: str) -> Iterator[int]:
+    """Columns of a unit: few where x stays, all that a CTA owns (in one or more passes) where x streams."""
+    granule = _granule(p, given)
+    fixed = given.number("columns")
+    if fixed is not None:
+        yield fixed
+        return
+    total = -(-p.facts.n // granule)
+    walkers = given.number("walkers") or max(p.target.cores // slices, 1)
+    if place != "ring":
+        yield from (granule * g for g in (warps_n, 2 * warps_n) if g <= max(total, warps_n))
+        return
+    seen = set()
+    for passes in (1, 2, 3, 4):
+        own = -(-total // (walkers * passes))
+        if own not in seen:
+            seen.add(own)
+            yield granule * own
+
+
+def _schedule(
+    p: Problem,
+    given: Override,
+    cuts: tuple[int, ...],
+    warps_of: tuple[int, int],
+    place: Place,
+    columns: int,
+    owner: Literal["warp", "cta"],
+) -> Schedule:
+    warps_n, warps_k = warps_of
+    f, slices, warps = p.facts, len(cuts) - 1, warps_n * warps_k
+    granule = _granule(p, given)
+    units = -(-f.n // columns)
+    walkers = min(given.number("walkers") or max(p.target.cores // slices, 1), units)
+    rows = -(-f.rows // 16) * 16
+    across: Across = "none" if slices == 1 else given.get("across") or "workspace"  # type: ignore[assignment]
+    finish: Finish = "here" if slices == 1 else given.get("finish") or "phase"  # type: ignore[assignment]
+    s = Stream(
+        weights=f.weights, x=f.x, x_place=place, rows=rows, n=f.n, k=f.k, element_bytes=f.element_bytes,
+        accumulators=len(f.weights), owner=owner, batch=given.get("batch") or "m",  # type: ignore[arg-type]
+        unit="m16n8" if f.element_bytes <= 2 else "fma", granule=granule, columns=columns, walkers=walkers,
+        cuts=cuts, line=p.line, step=p.quantum, slot_cells=1, warps_n=warps_n, warps_k=warps_k,
+        reduce_granules=1, across=across, finish=finish,
+    )  # fmt: skip
+    s = replace(s, step=given.number("step") or _step(p, s))
+    s = replace(
+        s, slot_cells=s.step_cells if owner == "cta" else given.number("slot_cells") or _slot_cells(s)
+    )
+    registers = _registers(s)
+    shared, ring, rounds = _shared(p, s, given.number("slots"))
+    s = replace(s, reduce_granules=rounds)
+    space = {"none": None, "workspace": Workspace((slices, s.accumulators, rows, f.n), False),
+             "red": Workspace((s.accumulators, rows, f.n), True)}[across]  # fmt: skip
+    schedule = Schedule(
+        region=p.domain.name, line=p.domain.task.span.line, target=p.target.name, form="stream", grid=units,
+        ctas=walkers * slices, warps=warps, registers=registers, shared=shared, ring=ring, stream=s,
+        workspace=space,
+        prefetch=tuple(dict.fromkeys(w.tensor for w in f.weights if w.tensor in f.read_only)),
+    )  # fmt: skip
+    schedule = replace(schedule, resident=resident(schedule, p.gpu))
+    traffic = stream_traffic(schedule, p.target.cores, p.gpu.line_bytes)
+    notes = () if traffic.whole_lines else (_torn(s, p.gpu),)
+    return replace(schedule, notes=notes, estimate_s=_estimate(schedule, s, ring, traffic, p))
+
+
+def _torn(s: Stream, gpu: Gpu) -> str:
+    pitches = ", ".join(f"{w.tensor}: rows of {w.pitch_bytes} bytes" for w in s.weights)
+    return f"copies tear lines of {gpu.line_bytes} bytes ({pitches})"
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+def _warp_k(s: Stream) -> int:
+    """The most elements of K that a warp takes."""
+    quantum = s.line if s.major == "k" else s.mma_k
+    widest = max(b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False))
+    quanta = -(-widest // quantum)
+    return min(-(-quanta // s.warps_k) * quantum, widest)
+
+
+def _step(p: Problem, s: Stream) -> int:
+    """Whole lines that divide a warp's part: long runs in a row, and no short step at the end."""
+    if s.major == "n":
+        return 2 * s.mma_k
+    if s.owner == "cta":
+        return p.line * s.warps_k
+    lines = max(-(-_warp_k(s) // p.line), 1)
+    most = min(lines, 5 if s.x_place == "registers" else 2)
+    return p.line * max(d for d in range(1, most + 1) if lines % d == 0)
+
+
+def _slot_cells(s: Stream) -> int:
+    """Cells of a slot: about SLOT_BYTES, with little waste in the last slot of a step."""
+    most = min(max(SLOT_BYTES // s.cell_bytes, 1), s.step_cells)
+    return min(range(1, most + 1), key=lambda c: (-(-s.step_cells // c) * c - s.step_cells, -c))
+
+
+def _registers(s: Stream) -> Registers:
+    tile = s.granule * s.rows // 32  # of one granule, per lane
+    own = -(-s.granules // s.warps_n)
+    accumulators = own * s.accumulators * tile
+    depth = _warp_k(s) if s.x_place == "registers" else 2 * s.mma_k
+    x = -(-s.rows * depth * s.element_bytes // (4 * 32))
+    values = EPILOGUE_VALUES * 8 * s.rows // 32
+    return Registers(accumulators, x, WEIGHT_REGISTERS, values, OTHER_REGISTERS)
+
+
+def _shared(p: Problem, s: Stream, slots: int | None) -> tuple[tuple[Part, ...], Ring, int]:
+    """Parts, ring and granules of a reduction round: half an SM if that leaves the ring three slots."""
+    owners = s.warps_n * s.warps_k if s.owner == "warp" else 1
+    slot = s.slot_cells * s.cell_bytes
+    width = max(b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False))
+    x = _align(s.rows * width * s.element_bytes) if s.x_place == "shared" else 0
+    each = 2 * s.warps_k * s.accumulators * s.rows * s.granule * 4 if s.warps_k > 1 else 0
+    alone = s.units <= s.walkers  # one unit for each CTA: nothing streams when its sums are made
+    apart = 0 if alone else _align(each * s.granules)
+    half = p.gpu.sm_shared_bytes // 2 - p.gpu.block_reserve_bytes
+    want = 1 + -(-p.gpu.in_flight_bytes // (owners * slot))
+    for room in (half, p.target.spaces[Mem.Mat].bytes):
+        fit = max(min(want, (room - x - apart) // (owners * slot)), 2)
+        if fit >= min(3, want):
+            break
+    count = slots or fit
+    tensors = dict.fromkeys(([s.x] if s.x_place == "ring" else []) + [w.tensor for w in s.weights])
+    ring = Ring(s.owner, owners, count, slot, tuple(tensors))
+    parts = [Part("ring", _align(ring.bytes), 0)]
+    if x:
+        parts.append(Part("x", x, _end(parts)))
+    rounds = s.granules
+    if each and alone:
+        rounds = max(min(ring.bytes // each, s.granules), 1)
+        parts.append(Part("reduce", _align(each * rounds), 0, "in place of the ring, which has run dry"))
+    elif each:
+        parts.append(Part("reduce", apart, _end(parts)))
+    return tuple(parts), ring, rounds
+
+
+def _align(n: int) -> int:
+    return -(-n // 128) * 128
+
+
+def _end(parts: list[Part]) -> int:
+    return max(p.offset + p.bytes for p in parts)
+
+
+def resident(s: Schedule, gpu: Gpu) -> bool:
+    """True if two CTAs of this size fit an SM."""
+    allocated = -(-s.registers.total // 8) * 8 * s.threads
+    return (
+        2 * (s.shared_bytes + gpu.block_reserve_bytes) <= gpu.sm_shared_bytes
+        and 2 * allocated <= gpu.registers
+    )
+
+
+# ------------------------------------------------------------------------------------------------ estimate
+def _estimate(schedule: Schedule, s: Stream, ring: Ring, t: Traffic, p: Problem) -> float:
+    """Seconds of a launch, as far as its schedule decides them."""
+    figures = p.target.figures
+    read, l2 = figures.read_bytes_per_s or 1e12, figures.l2_bytes_per_s or 2e12
+    latency, launch = figures.load_latency_s or 1e-6, figures.launch_s or 2e-6
+    in_flight = max(ring.in_flight, 1)
+    short = 1.0 if t.whole_lines else figures.short_transfer_share or 1.0
+    seconds = t.total / read / short / min(1.0, in_flight / p.gpu.in_flight_bytes)
+    core = min(figures.core_bytes_per_s or read, in_flight / latency)
+    seconds += max(t.busiest - t.mean, 0.0) / core
+    seconds += (t.x_bytes + t.written_bytes + t.merged_bytes) / l2
+    if s.slices > 1:
+        seconds += (figures.grid_barrier_s or launch) + latency
+    last = s.granules * s.warps_k * s.accumulators * s.rows * s.granule * 4  # sums after the last byte
+    seconds += 2 * last / (BANK_BYTES * (figures.clock_hz or 1e9)) if s.warps_k > 1 else 0.0
+    if not schedule.resident:
+        seconds += launch
+    lines = _warp_k(s) / max(s.k / s.slices / s.warps_k, 1)
+    seconds *= 1 + UNEVEN_WEIGHT * (lines - 1)
+    return seconds * (1 + 1e-4 * abs(schedule.warps - WARPS))

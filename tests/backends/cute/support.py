@@ -1,0 +1,93 @@
+"""What the tests of this folder share: small kernels, and a compiler that only counts."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+import pypto_models.language as pl
+from backends.cute.compiler import MachineCode, Progress
+from backends.cute.lower import Module, lower
+from pypto_models.compile import lower_for
+from pypto_models.target import load_target
+
+needs_cutlass = pytest.mark.skipif(
+    importlib.util.find_spec("cutlass") is None, reason="CUTLASS is not installed: the extra cute"
+)
+
+ROWS = pl.dynamic("ROWS")
+WIDTH = 64
+STEP = 256
+SCALE = 2.0
+
+
+@pl.jit
+def twice(x: pl.Tensor[[ROWS, WIDTH], pl.FP32], y: pl.Out[pl.Tensor[[ROWS, WIDTH], pl.FP32]]):
+    """Rows of 64, 16 to a block, times SCALE."""
+    rows = pl.tensor.dim(x, 0)
+    for b in pl.spmd((rows + 15) // 16, name_hint="twice"):
+        live = pl.min(rows - b * 16, 16)
+        tile = pl.slice(x, [16, WIDTH], [b * 16, 0], valid_shape=[live, WIDTH])
+        pl.assemble(y, pl.mul(tile, SCALE), [b * 16, 0])
+
+
+@pl.jit
+def two_regions(
+    x: pl.Tensor[[32, WIDTH], pl.FP32],
+    y: pl.Out[pl.Tensor[[32, WIDTH], pl.FP32]],
+    z: pl.Out[pl.Tensor[[32, 1], pl.FP32]],
+):
+    """y = x * SCALE, and the sums of its rows."""
+    for b in pl.spmd(2, name_hint="first"):
+        pl.assemble(y, pl.mul(pl.slice(x, [16, WIDTH], [b * 16, 0]), SCALE), [b * 16, 0])
+    for b in pl.spmd(2, name_hint="second"):
+        pl.assemble(z, pl.row_sum(pl.slice(y, [16, WIDTH], [b * 16, 0])), [b * 16, 0])
+
+
+@pl.jit
+def project(
+    x: pl.Tensor[[16, 512], pl.BF16],
+    weight: pl.Tensor[[256, 512], pl.BF16],
+    residual: pl.Tensor[[16, 256], pl.FP32],
+    y: pl.Out[pl.Tensor[[16, 256], pl.FP32]],
+):
+    """y = x @ weight^T + residual: weights stream through shared memory."""
+    for n in pl.spmd(4, name_hint="project"):
+        acc = pl.create_tensor([16, 64], pl.FP32)
+        for k in pl.pipeline(512 // STEP, stage=2):
+            xk = pl.slice(x, [16, STEP], [0, k * STEP])
+            wk = pl.slice(weight, [64, STEP], [n * 64, k * STEP])
+            if k == 0:
+                acc = pl.matmul(xk, wk, b_trans=True, out_dtype=pl.FP32)
+            else:
+                acc = pl.matmul_acc(acc, xk, wk, b_trans=True)
+        pl.assemble(y, pl.add(acc, pl.slice(residual, [16, 64], [0, n * 64])), [0, n * 64])
+
+
+def module_of(kernel: pl.Kernel, target: str = "h200", **constants: object) -> Module:
+    """The lowered kernel."""
+    loaded = load_target(target)
+    return lower(lower_for(kernel, (), loaded, constants).function, loaded)
+
+
+@dataclass
+class CountingCompiler:
+    """In place of ``compiler.compile_source``: machine code that says what it was made from."""
+
+    wanted: list[tuple[str, ...]] = field(default_factory=list)  # the kernels of each compilation
+
+    def __call__(
+        self,
+        source: str,
+        kernels: Mapping[str, Sequence[tuple[str, str]]],
+        arch: str,
+        progress: Progress | None = None,
+    ) -> dict[str, MachineCode]:
+        self.wanted.append(tuple(kernels))
+        for done, name in enumerate(kernels, 1):
+            if progress is not None:
+                progress(done, len(kernels), name)
+        return {n: MachineCode(f"{arch} {n}".encode(), f"// {n}", f"symbol_{n}") for n in kernels}

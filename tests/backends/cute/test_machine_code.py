@@ -1,0 +1,138 @@
+"""The examples and the tiny decode layer, compiled for both architectures, and what the machine code shows.
+
+No GPU is needed.  Everything is read from the PTX and the cubin, not from what the lowering says of itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from backends.cute.bundle import ALIGNMENT_SLACK
+from backends.cute.compiler import MachineCode, Refusal, Unit, compile_units
+from backends.cute.cubin import resources
+from backends.cute.lower import KernelSource, Module, lower
+from models.qwen3_14b.config import TINY
+from models.qwen3_14b.constants import constants
+from models.qwen3_14b.decode_layer import decode_layer_with_head
+from pypto_models.compile import compile as compile_program
+from pypto_models.compile import lower_for
+from pypto_models.kernel_file import KernelFile
+from pypto_models.target import Target, load_target
+
+from .support import needs_cutlass, twice
+
+EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.py"))
+TARGETS = ("h200", "gb10")
+GB10_BLOCK = 101_376  # bytes of shared memory
+
+pytestmark = needs_cutlass
+
+
+@dataclass(frozen=True)
+class Kernel:
+    source: KernelSource
+    code: MachineCode
+    target: Target
+
+    @property
+    def label(self) -> str:
+        return f"{self.source.name} for {self.target.name}"
+
+
+def modules(target: Target) -> Iterator[Module]:
+    for path in EXAMPLES:
+        file = KernelFile.load(path)
+        for kernel in file.entries:
+            given = file.constants(kernel, target.name)
+            yield lower(lower_for(kernel, (), target, given).function, target)
+    given = constants(TINY, target.name, head_rows=TINY.vocab_padded)
+    yield lower(lower_for(decode_layer_with_head, (), target, given).function, target)
+
+
+@cache
+def kernels(name: str) -> tuple[Kernel, ...]:
+    """Every kernel of every program, compiled in one process."""
+    target = load_target(name)
+    lowered = list(modules(target))
+    units = [Unit(m.source, {k.name: k.parameters for k in m.kernels}) for m in lowered]
+    out = []
+    for module, code in zip(lowered, compile_units(units, str(target.arch)), strict=True):
+        if isinstance(code, Refusal):
+            raise AssertionError(f"{module.name}: {code.kernel}: {code.message}")
+        out += [Kernel(k, code[k.name], target) for k in module.kernels]
+    return tuple(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+class TestPrograms:
+    def test_they_are_machine_code_of_the_architecture(self, name: str) -> None:
+        assert len(kernels(name)) >= len(EXAMPLES) + 9
+        for k in kernels(name):
+            assert f".target {k.target.arch}" in k.code.ptx, k.label
+            assert k.code.cubin.startswith(b"\x7fELF") and k.code.symbol.encode() in k.code.cubin, k.label
+
+    def test_nothing_spills(self, name: str) -> None:
+        for k in kernels(name):
+            assert ".local" not in k.code.ptx, k.label
+            used = resources(k.code.cubin)
+            # An exact division keeps two registers while it calls its slow path: that is no lack of them
+            frame = 8 if "div.rn.f32" in k.code.ptx and used.registers < 64 else 0
+            assert used.local_bytes <= frame and 8 <= used.registers <= 255, k.label
+            assert used.registers * k.source.threads <= 65536, k.label
+
+    def test_streams_use_tensor_cores_and_16_byte_asynchronous_copies(self, name: str) -> None:
+        streams = [k for k in kernels(name) if k.source.how == "stream"]
+        assert len(streams) >= 6
+        for k in streams:
+            assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in k.code.ptx, k.label
+            assert re.search(r"cp\.async\.cg\.shared\.global[^;]* 16[,;]", k.code.ptx), k.label
+
+    def test_shared_memory_is_what_the_plan_says(self, name: str) -> None:
+        for k in kernels(name):
+            if name == "gb10" and k.source.shared_bytes:
+                assert k.source.shared_bytes + ALIGNMENT_SLACK <= GB10_BLOCK, k.label
+            if k.source.how == "stream":
+                assert k.source.shared_bytes == ring_bytes(k.source.text), k.label
+
+
+def ring_bytes(text: str) -> int:
+    """What the device code allocates for an emitted stream, by the class that runs on the device."""
+    from backends.cute.device.stream import Stream
+
+    call = re.search(r"stream\.Stream\((.*?)\)\.run\(", text)
+    assert call is not None
+    given = dict(re.findall(r"(\w+)=(\w+)", call[1]))
+    values = {f.name: int(v) for f in fields(Stream) if (v := given.get(f.name, "")).isdigit()}
+    assert {"k", "units", "ctas", "chunk", "stages"} <= set(values)
+    return 2 * Stream(**values, unit_row=print, finish=print).shared_elements
+
+
+# --------------------------------------------------------------------------------------- one small program
+def test_a_program_is_compiled_where_there_is_no_gpu(tmp_path: Path) -> None:
+    executable = compile_program(twice, platform="gb10").executable
+    (row,) = executable.kernels  # type: ignore[attr-defined]
+    assert (row.name, row.threads, row.local_bytes) == ("twice_2", 256, 0) or row.name == "twice"
+    assert 8 <= row.registers <= 255 and row.code_bytes == len(executable.cubins[row.name])  # type: ignore[attr-defined]
+    executable.save(tmp_path)  # type: ignore[attr-defined]
+    assert (tmp_path / f"{row.name}.cubin").read_bytes().startswith(b"\x7fELF")
+
+
+def test_what_the_compiler_refuses_is_reported_for_its_program_alone() -> None:
+    head = "import cutlass.cute as cute\n\n\n@cute.jit\ndef launch_k():\n    "
+    bad, good = Unit(f"{head}no_such_function()\n", {"k": ()}), Unit("", {})
+    refusal, nothing = compile_units([bad, good], "sm_90a")
+    assert isinstance(refusal, Refusal) and refusal.kernel == "k"
+    assert "no_such_function" in refusal.message
+    assert nothing == {}
+
+
+def test_resources_of_something_else() -> None:
+    with pytest.raises(ValueError, match="it is no 64-bit ELF file"):
+        resources(b"PK\x03\x04")
