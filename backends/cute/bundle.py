@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ from pypto_models.language.entry import written_params
 from pypto_models.target import Target
 
 from .cache import compiler_versions, machine_code
-from .compiler import Progress
+from .compiler import MachineCode, Progress
 from .cubin import resources
 from .lower import Module, lower
 from .manifest import FILE, SOURCE, KernelEntry, Launch, Manifest, Parameter, Workspace, digest
@@ -33,8 +34,11 @@ class Built(NamedTuple):
 def build(function: Function, target: Target, progress: Progress | None = None) -> Built:
     """Lower a function for a GPU and compile it, or take its kernels from the cache."""
     module = lower(function, target)
-    arch = str(target.arch)
-    code = machine_code(module, arch, progress)
+    return assemble(function, target, module, machine_code(module, str(target.arch), progress))
+
+
+def assemble(function: Function, target: Target, module: Module, code: Mapping[str, MachineCode]) -> Built:
+    """A lowered function with the machine code of its kernels."""
     kernels = []
     for k in module.kernels:
         cubin = code[k.name].cubin
@@ -48,7 +52,7 @@ def build(function: Function, target: Target, progress: Progress | None = None) 
             )
         )  # fmt: skip
     manifest = Manifest(
-        name=module.name, target=target.name, arch=arch, parameters=parameters(function),
+        name=module.name, target=target.name, arch=str(target.arch), parameters=parameters(function),
         workspaces=tuple(Workspace(w.name, w.dtype, w.shape) for w in module.workspaces),
         kernels=tuple(kernels),
         launches=tuple(Launch(x.kernel, x.grid, x.arguments) for x in module.launches),

@@ -2,9 +2,10 @@
 
 The context of every sequence is cut into runs of `run_pages` pages.  A work item is one run of one KV head;
 the items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the
-cores at batch 1 as at batch 16.  A small region before it writes down which run belongs to whom.  A run keeps an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A
-sequence with one run writes its result; with more, each run leaves a partial (maximum, sum, accumulator) to
-merge.  Where a sequence may have several rows, the merge also brings them from one tile into token order.
+cores at batch 1 as at batch 16.  A small region before it writes down which run belongs to whom.  A run keeps
+an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with
+more, each run leaves a partial (maximum, sum, accumulator) to merge.  Where a sequence may have several rows,
+the merge also brings them from one tile into token order.
 
 All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per run and
 head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.
@@ -77,8 +78,8 @@ def tokens_before():
 
 @pl.jit.inline
 def causal_line(seen: pl.Scalar[pl.INDEX]):
-    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32, that falls through zero behind the last KV index that a
-    row sees: (seen + r // GROUP - c - 1/2) STEEP for row r and KV index c; the first row sees `seen`.
+    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32, that falls through zero behind the last KV index of a
+    row: (seen + r // GROUP - c - 1/2) STEEP for row r and KV index c; the first row sees `seen` of them.
 
     Above zero it is far above any score, below zero it makes exp() vanish.
     """
@@ -175,12 +176,14 @@ def plan_runs(
     slot_mapping: pl.Tensor,
     cu_q: pl.Tensor,
     ctx: pl.Tensor,
-    run_seq: pl.Tensor,
-    seq_run: pl.Tensor,
-    shape: pl.Tensor,
+    run_table: pl.Tensor,
+    seq_table: pl.Tensor,
+    total: pl.Tensor,
 ):
-    """`run_seq` [runs] = the sequence of each run, `seq_run` [B] = the first run of each sequence, `shape` =
-    (pages of a run, runs of all sequences).  One block per sequence writes what is its own.
+    """Who works on what: `run_table` [runs, 6] = (sequence, first page, end page, tokens, first row, rows) of
+    each run, `seq_table` [B, 2] = (first run, runs) of each sequence, `total` [1] = runs of all.
+
+    One block per sequence writes what is its own; a block of the attention then finds its work in one row.
     """
     batch = pl.tensor.dim(ctx, 0)
     for s in pl.spmd(batch, name_hint="attention_runs"):
@@ -188,14 +191,29 @@ def plan_runs(
         before = 0
         for o in pl.range(s):
             before = before + runs_of(o, run_pages, slot_mapping, cu_q, ctx)
-        after = before + runs_of(s, run_pages, slot_mapping, cu_q, ctx)
-        pl.write(seq_run, [s], pl.cast(before, pl.INT32))
-        for r in pl.range(before, after):
-            pl.write(run_seq, [r], pl.cast(s, pl.INT32))
+        runs = runs_of(s, run_pages, slot_mapping, cu_q, ctx)
+        tokens = context_of(s, slot_mapping, cu_q, ctx)
+        pages = (tokens + PAGE - 1) // PAGE
+        count = query_rows(s, slot_mapping, cu_q, ctx)
+        for n in pl.range(runs):
+            r = before + n
+            pl.write(run_table, [r, 0], pl.cast(s, pl.INT32))
+            pl.write(run_table, [r, 1], pl.cast(n * run_pages, pl.INT32))
+            pl.write(run_table, [r, 2], pl.cast(pl.min((n + 1) * run_pages, pages), pl.INT32))
+            pl.write(run_table, [r, 3], pl.cast(tokens, pl.INT32))
+            pl.write(run_table, [r, 4], pl.read(cu_q, [s]))
+            pl.write(run_table, [r, 5], pl.cast(count, pl.INT32))
+        pl.write(seq_table, [s, 0], pl.cast(before, pl.INT32))
+        pl.write(seq_table, [s, 1], pl.cast(runs, pl.INT32))
         if s == batch - 1:
-            pl.write(shape, [0], pl.cast(run_pages, pl.INT32))
-            pl.write(shape, [1], pl.cast(after, pl.INT32))
-    return run_seq, seq_run, shape
+            pl.write(total, [0], pl.cast(before + runs, pl.INT32))
+    return run_table, seq_table, total
+
+
+@pl.jit.inline
+def entry(table: pl.Tensor, row: pl.Scalar[pl.INDEX], column: pl.Scalar[pl.INDEX]):
+    """An entry of a table, as an index."""
+    return pl.cast(pl.read(table, [row, column]), pl.INDEX)
 
 
 @pl.jit.inline
@@ -221,10 +239,12 @@ def attention(
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_sum = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_acc = pl.create_tensor([slots * GROUP_ROWS, HEAD_DIM], pl.FP32)
-    run_seq = pl.create_tensor([MAX_BATCH + TARGET_RUNS], pl.INT32)
-    seq_run = pl.create_tensor([batch], pl.INT32)
-    shape = pl.create_tensor([2], pl.INT32)
-    run_seq, seq_run, shape = plan_runs(slot_mapping, cu_q, ctx, run_seq, seq_run, shape)
+    run_table = pl.create_tensor([MAX_BATCH + TARGET_RUNS, 6], pl.INT32)
+    seq_table = pl.create_tensor([batch, 2], pl.INT32)
+    total_runs = pl.create_tensor([1], pl.INT32)
+    run_table, seq_table, total_runs = plan_runs(
+        slot_mapping, cu_q, ctx, run_table, seq_table, total_runs
+    )
 
     for item in pl.spmd(
         (batch + TARGET_RUNS) * KV_HEADS,
@@ -233,22 +253,22 @@ def attention(
     ):
         run = item // KV_HEADS
         head = item % KV_HEADS
-        if run < pl.cast(pl.read(shape, [1]), pl.INDEX):
-            run_pages = pl.cast(pl.read(shape, [0]), pl.INDEX)
-            seq = pl.cast(pl.read(run_seq, [run]), pl.INDEX)
-            before = pl.cast(pl.read(seq_run, [seq]), pl.INDEX)
-            tokens = context_of(seq, slot_mapping, cu_q, ctx)
-            count = query_rows(seq, slot_mapping, cu_q, ctx)
-            pages = (tokens + PAGE - 1) // PAGE
-            begin = (run - before) * run_pages
-            end = pl.min(begin + run_pages, pages)
-            first = pl.cast(pl.read(cu_q, [seq]), pl.INDEX)
+        if run < pl.cast(pl.read(total_runs, [0]), pl.INDEX):
+            seq = entry(run_table, run, 0)
+            begin = entry(run_table, run, 1)
+            end = entry(run_table, run, 2)
+            tokens = entry(run_table, run, 3)
+            first = entry(run_table, run, 4)
+            if SPAN > 1:
+                count = entry(run_table, run, 5)
+            else:
+                count = 1
             m, total, acc = attend_run(
                 q_by_head, k_cache, v_cache, block_table, seq, first * GROUP, count, head, begin, end, tokens
             )
             place = item * GROUP_ROWS
             if SPAN == 1:
-                if pages <= run_pages:
+                if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
                     done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
                     row = first * Q_HEADS + head * GROUP
                     pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [row, 0])
@@ -267,11 +287,10 @@ def attention(
             zeros = pl.full([height, HEAD_DIM], DTYPE, 0.0)
             pl.assemble(heads_out, pl.set_validshape(zeros, GROUP, HEAD_DIM), [out_row, 0])
         else:
-            run_pages = pl.cast(pl.read(shape, [0]), pl.INDEX)
-            runs = runs_of(seq, run_pages, slot_mapping, cu_q, ctx)
+            runs = entry(seq_table, seq, 1)
             j = t - pl.cast(pl.read(cu_q, [seq]), pl.INDEX)
             if j < SPAN and (SPAN > 1 or runs > 1):
-                before = pl.cast(pl.read(seq_run, [seq]), pl.INDEX)
+                before = entry(seq_table, seq, 0)
                 m = pl.set_validshape(pl.full([height, 1], pl.FP32, LOWEST), GROUP, 1)
                 total = pl.set_validshape(pl.full([height, 1], pl.FP32, 0.0), GROUP, 1)
                 acc = pl.set_validshape(pl.full([height, HEAD_DIM], pl.FP32, 0.0), GROUP, HEAD_DIM)

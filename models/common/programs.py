@@ -83,6 +83,11 @@ class StepPrograms:
     platform: str = DEFAULT_PLATFORM
     _made: dict[tuple[str, int, int], Program] = field(default_factory=dict, repr=False)
 
+    @property
+    def made(self) -> tuple[tuple[str, int, int], ...]:
+        """What was compiled: name, tile rows and span."""
+        return tuple(self._made)
+
     def program(self, name: str, rows: int, span: int) -> Program:
         """Kernel `name` for a step of `rows` rows, at most `span` of them in one sequence.
 

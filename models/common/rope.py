@@ -12,10 +12,8 @@ from models.common.sizes import (
     HALF_DIM,
     HEAD_DIM,
     KV_HEADS,
-    KV_ROWS,
     PAGE,
     Q_HEADS,
-    Q_ROWS,
 )
 
 
@@ -70,9 +68,12 @@ def rope_kv_write(
     """
     rows = pl.tensor.dim(qkv, 0)
     row_heads = GATE_HEADS + Q_HEADS + 2 * KV_HEADS
+    height = (GROUP + 7) // 8 * 8  # a column of 8 fp32 is the least that aligns
     heads = pl.reshape(qkv, [rows * row_heads, HEAD_DIM])
     q_by_head = pl.reshape(q, [KV_HEADS, rows * GROUP, HEAD_DIM])
-    for t in pl.spmd(rows, name_hint="rope_kv_write"):
+    for item in pl.spmd(rows * KV_HEADS, name_hint="rope_kv_write"):
+        t = item // KV_HEADS
+        h = item % KV_HEADS
         if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
             position = pl.cast(pl.read(positions, [t]), pl.INDEX)
             slot = pl.cast(pl.read(slot_mapping, [t]), pl.INDEX)
@@ -82,19 +83,16 @@ def rope_kv_write(
             sin = side_by_side(half_sin, half_sin)
 
             first = t * row_heads + GATE_HEADS
-            q_heads = pl.slice(heads, [Q_ROWS, HEAD_DIM], [first, 0], valid_shape=[Q_HEADS, HEAD_DIM])
+            q_first = first + h * GROUP
+            q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])
             q_new = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
-            groups = pl.reshape(pl.slice(q_new, [Q_HEADS, HEAD_DIM], [0, 0]), [KV_HEADS, GROUP, HEAD_DIM])
-            pl.assemble(q_by_head, groups, [0, t * GROUP, 0])
+            group = pl.reshape(pl.slice(q_new, [GROUP, HEAD_DIM], [0, 0]), [1, GROUP, HEAD_DIM])
+            pl.assemble(q_by_head, group, [h, t * GROUP, 0])
 
-            first = first + Q_HEADS
-            k_heads = pl.slice(heads, [KV_ROWS, HEAD_DIM], [first, 0], valid_shape=[KV_HEADS, HEAD_DIM])
-            k_new = norm_rotate(rounded(pl.fillpad(k_heads)), k_weight, cos, sin)
-            first = first + KV_HEADS
-            v_heads = pl.slice(heads, [KV_ROWS, HEAD_DIM], [first, 0], valid_shape=[KV_HEADS, HEAD_DIM])
-            v_new = pl.cast(v_heads, DTYPE, mode="rint")
-            for h in pl.range(KV_HEADS):
-                row = (slot // PAGE * KV_HEADS + h) * PAGE + slot % PAGE
-                pl.assemble(k_cache, pl.slice(k_new, [1, HEAD_DIM], [h, 0]), [row, 0])
-                pl.assemble(v_cache, pl.slice(v_new, [1, HEAD_DIM], [h, 0]), [row, 0])
+            row = (slot // PAGE * KV_HEADS + h) * PAGE + slot % PAGE
+            k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])
+            k_new = norm_rotate(rounded(pl.fillpad(k_head)), k_weight, cos, sin)
+            pl.assemble(k_cache, pl.slice(k_new, [1, HEAD_DIM], [0, 0]), [row, 0])
+            v_head = pl.slice(heads, [1, HEAD_DIM], [first + Q_HEADS + KV_HEADS + h, 0])
+            pl.assemble(v_cache, pl.cast(v_head, DTYPE, mode="rint"), [row, 0])
     return q

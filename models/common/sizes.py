@@ -33,8 +33,6 @@ CONV_WIDTH = TAPS - 2 + SPAN  # columns of a convolution state
 
 # --- tile
 ROWS = 16  # rows of a matmul tile: all rows of the step, padded
-Q_ROWS = 16  # Q_HEADS, padded to a legal tile height
-KV_ROWS = 8  # KV_HEADS, padded to a legal tile height
 GROUP_ROWS = 16  # SPAN * GROUP, padded to a legal matmul height
 V_TILE = 64  # columns of a recurrent state that one block owns
 

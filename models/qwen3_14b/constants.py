@@ -46,8 +46,6 @@ def constants(
         "PAGE": c.page,
         "KV_TILE": c.page,
         "MAX_BATCH": c.max_batch,
-        "Q_ROWS": _padded(c.q_heads),
-        "KV_ROWS": _padded(c.kv_heads),
         "ROWS": height,
         "SPAN": span,
         "GROUP_ROWS": _padded(span * c.group, MATMUL_HEIGHT),

@@ -88,8 +88,6 @@ def _full(c: Config, span: int) -> dict[str, Any]:
         "KV_TILE": c.page,
         "MAX_BATCH": c.max_batch,
         "KV_STAGES": 1 if c.dtype == "fp32" else 2,  # two pages of wide fp32 heads do not fit into L1
-        "Q_ROWS": _padded(c.q_heads),
-        "KV_ROWS": _padded(c.kv_heads),
         "GROUP_ROWS": _padded(span * c.group, MATMUL_HEIGHT),
         "Q_WIDTH": c.q_width,
         "QKV_WIDTH": c.qkv_width,

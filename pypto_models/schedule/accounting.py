@@ -18,6 +18,7 @@ class Traffic:
     """Bytes of one launch.
 
     * ``by_cta``: what each CTA reads of the streamed operands; ``cores`` is the number that could work.
+      CTA b runs on core ``b % cores``.
     * ``x_bytes``: what all CTAs together read of the shared operand, mostly from L2.
     * ``written_bytes``, ``merged_bytes``: partial sums written, and read again by whoever finishes.
     * ``whole_lines``: every copy covers whole lines of global memory (tensors begin at line boundaries).
@@ -36,7 +37,8 @@ class Traffic:
 
     @property
     def busiest(self) -> int:
-        return max(self.by_cta, default=0)
+        """What one core reads, at most."""
+        return max(sum(self.by_cta[c :: max(self.cores, 1)]) for c in range(max(self.cores, 1)))
 
     @property
     def mean(self) -> float:
@@ -45,7 +47,7 @@ class Traffic:
 
     @property
     def imbalance(self) -> float:
-        """The busiest CTA's bytes over the mean; 1 is perfect."""
+        """The busiest core's bytes over the mean; 1 is perfect."""
         return self.busiest / self.mean if self.total else 1.0
 
     def to_json(self) -> dict[str, Any]:
@@ -61,10 +63,10 @@ def stream_traffic(schedule: Schedule, cores: int, line_bytes: int = 128) -> Tra
     s = schedule.stream
     if s is None:
         raise ValueError(f"{schedule.region} is no stream")
-    more = s.units % s.walkers
-    counts = [s.units // s.walkers + (g < more) for g in range(s.walkers)]
-    columns = [c * s.columns for c in counts]
-    columns[(s.units - 1) % s.walkers] -= s.units * s.columns - s.n
+    each, more = divmod(s.all_granules, s.units)  # granules of a unit, and units with one more
+    counts = [len(range(g, s.units, s.walkers)) for g in range(s.walkers)]
+    columns = [s.granule * (c * each + len(range(g, more, s.walkers))) for g, c in enumerate(counts)]
+    columns[(s.units - 1) % s.walkers] -= s.all_granules * s.granule - s.n
     widths = [b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False)]
     unit = s.element_bytes * len(s.weights)
     by_cta = tuple(c * w * unit for c in columns for w in widths)

@@ -116,9 +116,11 @@ class Stream:
     """The mapping of a contraction.  Extents are in elements, columns and rows unless named ``bytes``.
 
     **CTAs.**  CTA b owns K slice ``s = b % S`` and is walker ``g = b // S`` of ``walkers``.  It makes the
-    units ``g, g + walkers, ...`` below ``units``.  Unit u is the output columns ``[u * columns, (u + 1) *
-    columns)``, clipped to ``n``, of every accumulator.  Slice s is the K range ``[cuts[s], cuts[s + 1])``;
-    S = ``slices``.
+    units ``g, g + walkers, ...`` below ``units``.  The granules of the output are dealt to the units in runs,
+    as evenly as can be, see :meth:`unit_columns`: a unit has ``columns`` columns of every accumulator, or one
+    granule less, the last one clipped to ``n``.  There are as many units as walkers, or more if that would
+    make them wider than ``columns``.  Slice s is the K range ``[cuts[s], cuts[s + 1])``; S = ``slices``.
+    There may be more CTAs than cores: they run in waves.
 
     **Warps.**  ``warps_n * warps_k`` of them: warp w has ``kw = w % warps_k`` and ``nw = w // warps_k``.  It
     takes the granules ``nw, nw + warps_n, ...`` of the unit, and the part ``kw`` of the slice, see
@@ -132,14 +134,18 @@ class Stream:
 
     **Ring.**  A slot holds ``slot_cells`` consecutive cells of one K step; a step takes ``step_slots`` slots,
     of which the last may be partly empty.  With ``owner`` ``warp`` all of the above is as it stands: each
-    warp streams its own cells.  With ``cta`` all warps fill the cells of all granules (and x once), a step is
-    ``step`` elements of the whole slice and one slot; within it line l of the K step belongs to the warps
-    with ``kw = l % warps_k``, instead of a contiguous part.
+    warp streams its own cells.  With ``cta`` all warps fill the cells of all granules (and x once); a step is
+    ``step`` elements of the whole slice and one slot; line l of the step belongs to the warps with
+    ``kw = l % warps_k`` instead of a contiguous part, and cell i of the step (in the order above, without x)
+    to those with ``nw = i % warps_n``, so that several accumulators balance better than whole granules.
 
-    A cell lies line by line: line l of
-    row r at ``(l * rows + r) * line_bytes``, its 16-byte chunk c at place ``c ^ (r % 8)``, so that
-    ``ldmatrix`` meets no bank conflict.  Copy a cell row by row: a warp instruction of 32 x 16 bytes then
-    covers whole lines only.  Rows beyond ``n`` and elements beyond the warp's part are not copied but zero.
+    Of a warp's own ring, a cell lies line by line: line l of row r at ``(l * rows + r) * line_bytes``, its
+    16-byte chunk c at place ``c ^ (r % 8)``, so that ``ldmatrix`` meets no bank conflict.  In the ring of a
+    CTA the rows of the weights, then those of x, lie one after the other, ``step`` elements each, and chunk c
+    of a line at ``c ^ 4 * (r % 2)``: lane (g, t) takes chunks t and t + 4 of row g with plain 16-byte loads,
+    which then are conflict-free too, and both operands of an MMA use that order of K.  Copy a cell row by
+    row: a warp instruction of 32 x 16 bytes then covers whole lines only.  Rows beyond the unit and elements
+    beyond the warp's part are not copied but zero, or their sums are not used.
 
     **Before the wait** (``griddepcontrol.wait``): the weight cells of the first ``slots`` slots, if their
     tensor is in ``Schedule.prefetch``; after it the x cells among them, each in its place; then the first
@@ -160,7 +166,8 @@ class Stream:
     accumulator) at a time: each warp writes its fragments to the scratch, a CTA barrier, then granule i is
     summed by warp ``i % warps`` over kw = 0, 1, ... in that order.  The scratch has two halves used in turn,
     so that one barrier a round is enough.  If the part ``reduce`` has the offset of the ring, a CTA barrier
-    comes before the first round.  Then, ``across`` slices:
+    comes before the first round.  With ``owner`` ``cta`` all granules pass through the scratch in one round,
+    whatever ``warps_k`` is, and one half is enough.  Then, ``across`` slices:
 
     * ``none`` (S = 1): the summing warp runs the epilogue on its fragment and stores;
     * ``workspace``: it stores fp32 into ``[S, accumulators, rows, N]`` at its s.  Whoever finishes adds
@@ -200,12 +207,23 @@ class Stream:
 
     @property
     def units(self) -> int:
-        return -(-self.n // self.columns)
+        return max(-(-self.n // self.columns), min(self.walkers, self.all_granules))
+
+    @property
+    def all_granules(self) -> int:
+        """Of the whole output."""
+        return -(-self.n // self.granule)
 
     @property
     def granules(self) -> int:
-        """Of one unit."""
+        """Of one unit, at most."""
         return self.columns // self.granule
+
+    def unit_columns(self, u: int) -> tuple[int, int]:
+        """The first column of unit ``u`` and the one behind its last."""
+        each, more = divmod(self.all_granules, self.units)
+        first = u * each + min(u, more)
+        return first * self.granule, min((first + each + (u < more)) * self.granule, self.n)
 
     @property
     def cell_bytes(self) -> int:
@@ -261,10 +279,6 @@ class Stream:
         """Elements of K in one MMA: 32 bytes."""
         return max(32 // self.element_bytes, 1)
 
-    def granules_of(self, nw: int) -> range:
-        """Granules of a unit that the warps ``nw`` take."""
-        return range(nw, self.granules, self.warps_n)
-
     def cells(self, cta: int, warp: int) -> Iterator[Cell]:
         """The weight cells that a warp multiplies, in order, clipped to the tensors.
 
@@ -281,13 +295,20 @@ class Stream:
             per_step = max(self.step // self.line, 1)
             starts = [k for i, k in lines if i % per_step % self.warps_k == kw]  # type: ignore[assignment]
         for unit in self.units_of(cta):
+            first, last = self.unit_columns(unit)
             for k in starts:
-                for g in self.granules_of(nw):
-                    n = unit * self.columns + g * self.granule
-                    for w in self.weights:
-                        cell = self._cell(w, n, min(n + self.granule, self.n), k, min(k + width, high))
-                        if cell is not None:
-                            yield cell
+                for g, w in self._cells_of(nw):
+                    n = first + g * self.granule
+                    cell = self._cell(w, n, min(n + self.granule, last), k, min(k + width, high))
+                    if cell is not None:
+                        yield cell
+
+    def _cells_of(self, nw: int) -> Iterator[tuple[int, Weight]]:
+        """Granule and weight of the cells of a step that the warps ``nw`` take."""
+        for i in range(self.granules * len(self.weights)):
+            g, w = divmod(i, len(self.weights))
+            if (g if self.owner == "warp" else i) % self.warps_n == nw:
+                yield g, self.weights[w]
 
     def _cell(self, w: Weight, n: int, n_end: int, k: int, k_end: int) -> Cell | None:
         if n >= n_end:

@@ -1,8 +1,19 @@
 """Schedules of contractions: enumerate the legal ones, estimate each, keep the best.
 
-The estimate knows what was measured to matter on a GPU: bytes over the read bandwidth, the surplus of the
-busiest CTA, x and partial sums through L2, one more dependency where slices are summed later, and a launch
-that is not hidden if the next kernel cannot be resident early.
+There are two ranks of candidates.  First, where rows of weights allow it, one ring of the CTA for whole K,
+with x beside the weights in it: on one H200 this was the fastest for every projection of a decode layer, and
+backends emit it.  The rest, with K slices, x in registers or rings of the warps, is for what the first rank
+cannot do, and on request.
+
+The estimate knows what was measured to matter: bytes over the read bandwidth, what the ring keeps in flight,
+the surplus of the busiest core, x and partial sums through L2, a warp's work on a line, the way of the last
+slot and of the sums through shared memory, one more dependency where slices are summed later.
+
+Measured on one H200, 16 rows, share of the read ceiling, the whole kernel with its epilogue (warps along
+columns x along K, elements of a step, slots): qkv 5120 x 7168: 2x4, 256, 6: 84.1 %; 1x8, 512, 3: 81.8 %.
+o 5120 x 5120: 1x8, 512, 3: 79.4 %; 2x4, 256, 6: 79.0 %.  gate_up 5120 x 34816: 4x2, 128, 3: 95.0 %; 8x1, 64,
+6: 91.6 %; 8x1, 64, 3: 87.3 %.  down 17408 x 5120: 1x8, 512, 3: 93.1 %.  A ring in half of the shared memory
+costs 5 to 7 points everywhere, more than the next kernel gains by being there early.
 """
 
 from __future__ import annotations
@@ -28,6 +39,10 @@ WEIGHT_REGISTERS = 16  # two ldmatrix of 4 registers for each of two cells
 EPILOGUE_VALUES = 2  # tiles of 8 columns beside the accumulators that an elementwise chain keeps at a time
 BANK_BYTES = 128  # of shared memory in a cycle
 UNEVEN_WEIGHT = 0.05  # of a warp that has more lines than others: they wait for it after each unit
+MOST_SLOTS = 8  # of a CTA's ring: the code that fills them first grows with them
+PASSES = 12  # waves of CTAs, at most
+SHORT_RING = 0.1  # of the bandwidth lost where nothing stays in flight; half of it at half of enough
+LINE_CYCLES = 22  # of a warp, for a line of one granule, that nothing hides: fitted to the figures above
 
 
 Accepts = Callable[[Schedule], str | None]
@@ -67,15 +82,41 @@ def plan_stream(
 ) -> Schedule | str:
     """The best legal schedule under the override, or what is wrong with the first if that leaves none."""
     p = Problem(domain, facts, target, gpu_of(target))
-    best, refused = None, ""
-    for candidate in candidates(p, given):
-        wrong = problems(candidate, target)
-        why = wrong[0] if wrong else accepts(candidate)
-        if why is not None:
-            refused = refused or why
-        elif best is None or candidate.estimate_s < best.estimate_s:
-            best = candidate
-    return best if best is not None else refused or "no walk of units over CTAs fits it"
+    refused = ""
+    for rank in (one_ring(p, given), candidates(p, given)):
+        best = None
+        for candidate in rank:
+            wrong = problems(candidate, target)
+            why = wrong[0] if wrong else accepts(candidate)
+            if why is not None:
+                refused = refused or why
+            elif best is None or candidate.estimate_s < best.estimate_s:
+                best = candidate
+        if best is not None:
+            return best
+    return refused or "no walk of units over CTAs fits it"
+
+
+def one_ring(p: Problem, given: Override) -> Iterator[Schedule]:
+    """One ring of the CTA for whole K; the columns of a CTA are one unit, in as many waves as they need."""
+    wanted: dict[str, object] = {"owner": "cta", "x": "ring", "slices": 1, "batch": "m"}
+    major, size = p.facts.weights[0].major, p.facts.element_bytes
+    if major != "k" or size > 2 or any(given.get(k) not in (None, v) for k, v in wanted.items()):
+        return
+    granule = _granule(p, given)
+    granules = -(-p.facts.n // granule)
+    for warps_n, warps_k in _warps(p, given, (0, p.facts.k)):
+        whole = warps_n * warps_k == WARPS or given.number("warps_n") or given.number("warps_k")
+        if not whole or p.facts.k % (given.number("step") or p.line * warps_k):
+            continue
+        seen = set()
+        for passes in range(1, PASSES + 1):
+            walkers = min(given.number("walkers") or p.target.cores * passes, granules)
+            columns = given.number("columns") or granule * -(-granules // walkers)
+            if (walkers, columns) not in seen:
+                seen.add((walkers, columns))
+                cuts = (0, p.facts.k)
+                yield _schedule(p, given, cuts, (warps_n, warps_k), "ring", columns, "cta", walkers)
 
 
 def candidates(p: Problem, given: Override) -> Iterator[Schedule]:
@@ -84,11 +125,14 @@ def candidates(p: Problem, given: Override) -> Iterator[Schedule]:
         if slices > p.quanta:
             continue
         cuts = tuple(min(i * p.quanta // slices * p.quantum, p.facts.k) for i in range(slices)) + (p.facts.k,)
+        most = given.number("walkers") or max(p.target.cores // slices, 1)
         for warps_n, warps_k in _warps(p, given, cuts):
             for place in _one(given.get("x"), ("registers", "ring", "shared")):
                 for columns in _columns(p, given, slices, warps_n, str(place)):
                     for owner in _owners(p, given, str(place)):
-                        yield _schedule(p, given, cuts, (warps_n, warps_k), place, columns, owner)  # type: ignore[arg-type]
+                        walkers = min(most, -(-p.facts.n // columns))
+                        warps = (warps_n, warps_k)
+                        yield _schedule(p, given, cuts, warps, place, columns, owner, walkers)  # type: ignore[arg-type]
 
 
 def _owners(p: Problem, given: Override, place: str) -> tuple[str, ...]:
@@ -144,12 +188,11 @@ def _schedule(
     place: Place,
     columns: int,
     owner: Literal["warp", "cta"],
+    walkers: int,
 ) -> Schedule:
     warps_n, warps_k = warps_of
     f, slices, warps = p.facts, len(cuts) - 1, warps_n * warps_k
     granule = _granule(p, given)
-    units = -(-f.n // columns)
-    walkers = min(given.number("walkers") or max(p.target.cores // slices, 1), units)
     rows = -(-f.rows // 16) * 16
     across: Across = "none" if slices == 1 else given.get("across") or "workspace"  # type: ignore[assignment]
     finish: Finish = "here" if slices == 1 else given.get("finish") or "phase"  # type: ignore[assignment]
@@ -170,7 +213,7 @@ def _schedule(
     space = {"none": None, "workspace": Workspace((slices, s.accumulators, rows, f.n), False),
              "red": Workspace((s.accumulators, rows, f.n), True)}[across]  # fmt: skip
     schedule = Schedule(
-        region=p.domain.name, line=p.domain.task.span.line, target=p.target.name, form="stream", grid=units,
+        region=p.domain.name, line=p.domain.task.span.line, target=p.target.name, form="stream", grid=s.units,
         ctas=walkers * slices, warps=warps, registers=registers, shared=shared, ring=ring, stream=s,
         workspace=space,
         prefetch=tuple(dict.fromkeys(w.tensor for w in f.weights if w.tensor in f.read_only)),
@@ -214,6 +257,12 @@ def _slot_cells(s: Stream) -> int:
 
 def _registers(s: Stream) -> Registers:
     tile = s.granule * s.rows // 32  # of one granule, per lane
+    if s.owner == "cta":
+        own = -(-s.granules * s.accumulators // s.warps_n)
+        pieces = -(-(s.granules * s.granule * s.accumulators + s.rows) * s.step * s.element_bytes // 16)
+        places = 2 * -(-pieces // (32 * s.warps_n * s.warps_k))  # where each piece comes from
+        x = s.rows * s.line * s.element_bytes // (4 * 32)  # all rows of a line meet a weight at once
+        return Registers(own * tile, x, WEIGHT_REGISTERS // 2, 0, OTHER_REGISTERS + places)
     own = -(-s.granules // s.warps_n)
     accumulators = own * s.accumulators * tile
     depth = _warp_k(s) if s.x_place == "registers" else 2 * s.mma_k
@@ -223,23 +272,33 @@ def _registers(s: Stream) -> Registers:
 
 
 def _shared(p: Problem, s: Stream, slots: int | None) -> tuple[tuple[Part, ...], Ring, int]:
-    """Parts, ring and granules of a reduction round: half an SM if that leaves the ring three slots."""
-    owners = s.warps_n * s.warps_k if s.owner == "warp" else 1
+    """Parts, ring and granules of a reduction round."""
+    tensors = dict.fromkeys(([s.x] if s.x_place == "ring" else []) + [w.tensor for w in s.weights])
     slot = s.slot_cells * s.cell_bytes
+    sums = s.warps_k * s.accumulators * s.rows * s.granule * 4  # of a granule
+    alone = s.units <= s.walkers  # one unit for each CTA: nothing streams when its sums are made
+    room = p.target.spaces[Mem.Mat].bytes
+    if s.owner == "cta":
+        apart = 0 if alone else _align(sums * s.granules)
+        steps = -(-max(b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False)) // s.step)
+        fit = max(min((room - p.gpu.block_reserve_bytes - apart) // slot, MOST_SLOTS, steps), 2)
+        ring = Ring("cta", 1, slots or fit, slot, tuple(tensors))
+        parts = [Part("ring", _align(ring.bytes), 0)]
+        note = "in place of the ring, which has run dry" if alone else ""
+        parts.append(Part("reduce", _align(sums * s.granules), 0 if alone else _end(parts), note))
+        return tuple(parts), ring, s.granules
+    owners = s.warps_n * s.warps_k
     width = max(b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False))
     x = _align(s.rows * width * s.element_bytes) if s.x_place == "shared" else 0
-    each = 2 * s.warps_k * s.accumulators * s.rows * s.granule * 4 if s.warps_k > 1 else 0
-    alone = s.units <= s.walkers  # one unit for each CTA: nothing streams when its sums are made
+    each = 2 * sums if s.warps_k > 1 else 0
     apart = 0 if alone else _align(each * s.granules)
     half = p.gpu.sm_shared_bytes // 2 - p.gpu.block_reserve_bytes
     want = 1 + -(-p.gpu.in_flight_bytes // (owners * slot))
-    for room in (half, p.target.spaces[Mem.Mat].bytes):
-        fit = max(min(want, (room - x - apart) // (owners * slot)), 2)
+    for most in (half, room):  # half of an SM if that leaves the ring three slots
+        fit = max(min(want, (most - x - apart) // (owners * slot)), 2)
         if fit >= min(3, want):
             break
-    count = slots or fit
-    tensors = dict.fromkeys(([s.x] if s.x_place == "ring" else []) + [w.tensor for w in s.weights])
-    ring = Ring(s.owner, owners, count, slot, tuple(tensors))
+    ring = Ring("warp", owners, slots or fit, slot, tuple(tensors))
     parts = [Part("ring", _align(ring.bytes), 0)]
     if x:
         parts.append(Part("x", x, _end(parts)))
@@ -272,21 +331,31 @@ def resident(s: Schedule, gpu: Gpu) -> bool:
 # ------------------------------------------------------------------------------------------------ estimate
 def _estimate(schedule: Schedule, s: Stream, ring: Ring, t: Traffic, p: Problem) -> float:
     """Seconds of a launch, as far as its schedule decides them."""
-    figures = p.target.figures
+    figures, cores = p.target.figures, p.target.cores
     read, l2 = figures.read_bytes_per_s or 1e12, figures.l2_bytes_per_s or 2e12
     latency, launch = figures.load_latency_s or 1e-6, figures.launch_s or 2e-6
-    in_flight = max(ring.in_flight, 1)
+    clock = figures.clock_hz or 1e9
+    # A slot of the CTA is asked for only when all warps have left it
+    in_flight = max(ring.in_flight - (ring.slot_bytes if s.owner == "cta" else 0), 0)
     short = 1.0 if t.whole_lines else figures.short_transfer_share or 1.0
-    seconds = t.total / read / short / min(1.0, in_flight / p.gpu.in_flight_bytes)
-    core = min(figures.core_bytes_per_s or read, in_flight / latency)
+    seconds = t.total / read / short / (1 - SHORT_RING * max(1 - in_flight / p.gpu.in_flight_bytes, 0.0))
+    core = min(figures.core_bytes_per_s or read, max(ring.in_flight, 1) / latency)
     seconds += max(t.busiest - t.mean, 0.0) / core
     seconds += (t.x_bytes + t.written_bytes + t.merged_bytes) / l2
+    passes = max(-(-schedule.ctas // cores), 1) * -(-s.units // s.walkers)
+    own = -(-s.granules * s.accumulators // s.warps_n)
+    work = _warp_k(s) // max(s.line, 1) * (own + 1) * (s.rows // 16) * LINE_CYCLES / clock
+    seconds += passes * (work + (passes > 1) * latency)
+    if s.owner == "cta":
+        waits = max(latency - in_flight / (read / cores), 0.0)  # of each step, for what is asked for late
+        seconds += passes * (s.k // s.slices // s.step) * waits
+        seconds += passes * ring.slot_bytes / (BANK_BYTES * clock)  # the last slot, once it is there
+    elif not schedule.resident:
+        seconds += launch
     if s.slices > 1:
         seconds += (figures.grid_barrier_s or launch) + latency
     last = s.granules * s.warps_k * s.accumulators * s.rows * s.granule * 4  # sums after the last byte
-    seconds += 2 * last / (BANK_BYTES * (figures.clock_hz or 1e9)) if s.warps_k > 1 else 0.0
-    if not schedule.resident:
-        seconds += launch
+    seconds += passes * 2 * last / (BANK_BYTES * clock) if s.warps_k > 1 or s.owner == "cta" else 0.0
     lines = _warp_k(s) / max(s.k / s.slices / s.warps_k, 1)
     seconds *= 1 + UNEVEN_WEIGHT * (lines - 1)
     return seconds * (1 + 1e-4 * abs(schedule.warps - WARPS))

@@ -1,4 +1,4 @@
-"""Whole models for the tests: a checkpoint that transformers wrote, the decoder, and transformers' own run."""
+"""Whole models: a checkpoint that transformers wrote, what decodes it here, and transformers' own run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from models.common.config import DecoderConfig
-from models.common.decoder import Decoder
+from models.common.decoder import Decoder, Step
 from models.common.programs import DecoderModel
 from models.qwen3_5_27b.config import REAL_HEADS
 from models.qwen3_5_27b.config import TINY as TINY_27B
@@ -34,6 +34,20 @@ SIZES: dict[str, DecoderConfig] = {
 }
 
 
+class Recording(Decoder):
+    """A decoder that remembers the logits of every row: `seen[s]` is a list of `[rows, V]`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.seen: list[list[Tensor]] = [[] for _ in range(self.config.max_batch)]
+
+    def decode_step(self, tokens: Sequence[Sequence[int]]) -> Step:
+        step = super().decode_step(tokens)
+        for own, logits in zip(self.seen, step.logits, strict=True):
+            own.append(logits)
+        return step
+
+
 @dataclass(frozen=True)
 class Whole:
     """One model three times: transformers' object, its directory, and what decodes it here."""
@@ -43,12 +57,12 @@ class Whole:
     model: DecoderModel
     config: DecoderConfig
 
-    def decoder(self, batch: int = len(PROMPTS), **options: Any) -> Decoder:
-        """An empty decoder; no cache or state holds a number before it is written."""
+    def decoder(self, batch: int = len(PROMPTS), **options: Any) -> Recording:
+        """An empty decoder, whose caches hold no number before it is written."""
         config = self.model.checkpoints.config_of(
             self.directory, page=self.config.page, max_batch=batch, max_seq=self.config.max_seq
         )
-        decoder = Decoder.from_checkpoint(self.model, self.directory, config, **options)
+        decoder = Recording.from_checkpoint(self.model, self.directory, config, **options)
         for layer in decoder.layers:
             for name in ("k_cache", "v_cache"):
                 if name in layer:
@@ -102,13 +116,3 @@ def one_by_one(whole: Whole, tokens: Sequence[int]) -> tuple[Tensor, list[list[H
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """The largest difference, as a part of the largest value expected."""
     return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
-
-
-def feed(decoder: Decoder, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Logits `[n, V]` after every token of each sequence, fed as many at a time as the decoder takes."""
-    parts: list[list[Tensor]] = [[] for _ in sequences]
-    for first in range(0, max(map(len, sequences)), decoder.span):
-        step = decoder.decode_step([list(own[first : first + decoder.span]) for own in sequences])
-        for s, logits in enumerate(step.logits):
-            parts[s].append(logits)
-    return [torch.cat(own) for own in parts]

@@ -57,7 +57,7 @@ def test_several_tokens_match_transformers_one_at_a_time(
 
 
 def test_fp32_chained_layers_and_steps_match_transformers() -> None:
-    """Every layer on what the program made of the layer before, caches and states on its own earlier steps."""
+    """Every layer on what the program made of the one before, caches and states on its own earlier steps."""
     run = oracle("fp32")
     memory = [{n: t.clone() for n, t in held.items()} for held in run.caches[0]]
     worst: dict[str, float] = {}
