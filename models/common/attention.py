@@ -78,8 +78,8 @@ def tokens_before():
 
 @pl.jit.inline
 def causal_line(seen: pl.Scalar[pl.INDEX]):
-    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32, that falls through zero behind the last KV index of a
-    row: (seen + r // GROUP - c - 1/2) STEEP for row r and KV index c; the first row sees `seen` of them.
+    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32: (seen + r // GROUP - c - 1/2) STEEP for row r and KV
+    index c.  It falls through zero behind the last index that a row sees; the first row sees `seen` of them.
 
     Above zero it is far above any score, below zero it makes exp() vanish.
     """

@@ -238,7 +238,6 @@ ATTENTION_REASONS = {
     "if pl.read(slot_mapping, [first]) >= 0:": _ALIVE,
     "run_pages = pages_per_run(slot_mapping, cu_q, ctx)": _SHARING,
     "pages = pages + pages_of(s, slot_mapping, cu_q, ctx)": _SHARING,
-    "if runs <= run and run < after:": "the next sequence takes the run; behind the last nobody merges it",
     "count = pl.min(rows_of(s, slot_mapping, cu_q, ctx), SPAN)": _SPAN,
     "if j < SPAN and (SPAN > 1 or runs > 1):": _SPAN,
     "step = pl.minimum(pl.fillpad(earlier, pad_value=pl.PadValue.max), 1.0)": (
@@ -248,8 +247,10 @@ ATTENTION_REASONS = {
     "acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)": _FIRST,
     "total = pl.set_validshape(pl.full([height, 1], pl.FP32, 0.0), GROUP, 1)": _FIRST,
     "acc = pl.set_validshape(pl.full([height, HEAD_DIM], pl.FP32, 0.0), GROUP, HEAD_DIM)": _FIRST,
-    "q_heads = pl.slice(heads, [Q_ROWS, HEAD_DIM], [first, 0], valid_shape=[Q_HEADS, HEAD_DIM])": _SPARE,
-    "k_heads = pl.slice(heads, [KV_ROWS, HEAD_DIM], [first, 0], valid_shape=[KV_HEADS, HEAD_DIM])": _SPARE,
+    "q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])": _SPARE,
+    "k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])": _SPARE,
+    "pages = (tokens + PAGE - 1) // PAGE": "the number of tokens bounds the last page as well",
+    "row = (page * KV_HEADS + head) * PAGE + p % per_page * KV_TILE": "at this size a page is one tile",
 }
 """Why a fault on a source line of a full-attention layer can leave every result as it is."""
 
@@ -257,6 +258,7 @@ ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
     (
         "for t in pl.range(first, end):",
         "live = live + 1",
+        "pl.write(run_table, [r, 5], pl.cast(count, pl.INT32))",
         "j = t - pl.cast(pl.read(cu_q, [seq]), pl.INDEX)",
         "place = (r * KV_HEADS + head) * GROUP_ROWS + j * GROUP",
     ),

@@ -203,6 +203,9 @@ def test_pages_are_dealt_out_as_sequences_grow() -> None:
     assert pages.table.tolist() == table and pages.free == 1
     pages.release(2)
     assert pages.free == 4 and pages.table[2].tolist() == [-1] * 4
+    pages.reserve([0, 0, 40])
+    assert pages.free == 1 and min(pages.table[2].tolist()[:3]) >= 0
+    pages.release(2)
     pages.reserve([16, 64, 0])
     assert pages.free == 0
     assert sorted(chain(*(row[row >= 0].tolist() for row in pages.table))) == list(range(5))

@@ -113,7 +113,7 @@ def test_any_shape_has_a_legal_schedule_that_reads_each_byte_once(
     if shape[1] % 128 == 0 and kernel is rows_of_weights:
         assert traffic.whole_lines
     assert s.shared_bytes <= target.spaces[Mem.Mat].bytes
-    assert s.ctas <= target.cores
+    assert s.ctas <= target.cores or s.stream.owner == "cta", "waves"
     assert bool(s.notes) == (not traffic.whole_lines)
 
 

@@ -71,7 +71,9 @@ def test_balance_and_traffic(target: str, region: str) -> None:
     assert t.whole_lines
     assert t.by_cta == bytes_by_cta(s), "the accounting is that of the cells"
     assert t.total == sum(rows * size for rows, size in weight_shapes(target, s).values())
-    assert t.imbalance <= BALANCE
+    granules = -(-s.stream.n // s.stream.granule) if s.stream is not None else 0
+    even = -(-granules // cores) * cores / granules  # whole granules cannot be dealt better
+    assert t.imbalance <= max(BALANCE, even + 1e-9)
     assert t.busiest / (t.total / cores) == t.imbalance, "an idle core counts"
     # x: what a CTA needs of it, at most once per warp column; never as much as the weights
     assert s.stream is not None
@@ -105,11 +107,34 @@ def test_the_ring_keeps_enough_in_flight(target: str, region: str) -> None:
     assert s.prefetch == tuple(dict.fromkeys(w.tensor for w in s.stream.weights))  # type: ignore[union-attr]
 
 
-def test_a_kernel_of_h200_leaves_room_for_the_next() -> None:
+def test_attention_of_h200_leaves_room_for_the_next() -> None:
     """Two CTAs fit an SM, so that the next kernel fills its ring before this one ends."""
-    for region in (*PROJECTIONS, "attention"):
-        s = schedules("h200")[region]
-        assert s.resident and s.shared_bytes <= 233472 // 2 - 1024, region
+    s = schedules("h200")["attention"]
+    assert s.resident and s.shared_bytes <= 233472 // 2 - 1024
+
+
+FASTEST = {  # of those measured on an H200: warps along columns and K, elements of a step, slots
+    "qkv_proj": (2, 4, 256, 6), "out_proj": (1, 8, 512, 4), "gate_up_silu": (4, 2, 128, 3),
+    "down_proj": (1, 8, 512, 4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("region", PROJECTIONS)
+def test_the_default_is_the_fastest_that_was_measured(region: str) -> None:
+    s, room = schedules("h200")[region], load_target("h200").spaces[Mem.Mat].bytes - 1024
+    assert s.stream is not None and s.ring is not None
+    assert (s.stream.warps_n, s.stream.warps_k, s.stream.step, s.ring.slots) == FASTEST[region]
+    assert (s.stream.slices, s.stream.owner, s.stream.x_place, s.ctas) == (1, "cta", "ring", 132)
+    assert (s.ring.slots + 1) * s.ring.slot_bytes > room, "the ring takes what there is"
+
+
+def test_what_does_not_fit_one_wave_runs_in_several() -> None:
+    """46 granules for each core of gb10, of gate and of up: not even two lines of them fit a block."""
+    s = schedules("gb10")["gate_up_silu"]
+    assert s.stream is not None and s.ctas == s.stream.units == s.stream.walkers == 5 * 48
+    columns = [b - a for a, b in map(s.stream.unit_columns, range(s.stream.units))]
+    assert sum(columns) == 17408 and set(columns) == {72, 80}
+    assert stream_traffic(s, 48).imbalance <= BALANCE
 
 
 def test_two_accumulators_share_one_stream() -> None:
@@ -118,7 +143,7 @@ def test_two_accumulators_share_one_stream() -> None:
     assert [(w.tensor, w.row, w.accumulator) for w in s.weights] == [
         ("w_gate_up", 0, 0), ("w_gate_up", 17408, 1)
     ]  # fmt: skip
-    first, second = list(s.cells(0, 0))[:2]
+    first, second = (next(s.cells(0, warp)) for warp in (0, s.warps_k))
     assert (second.row - first.row, first.byte, second.byte) == (17408, 0, 0)
 
 
@@ -183,7 +208,7 @@ def broken(owner: str = "warp", **changes: Any) -> Schedule:
         (lambda: broken(walkers=31), ["read twice"]),
         (lambda: replace(down("warp"), ctas=124), ["not read"]),
         (lambda: broken("cta", walkers=31), ["read twice"]),
-        (lambda: broken("cta", warps_k=3), ["read twice"]),
+        (lambda: broken("cta", warps_n=2), ["not read"]),
         (lambda: broken("cta", cuts=(0, 4336, 8704, 13056, 17408)), ["parts of lines", "not read"]),
         (lambda: broken(cuts=(0, 4352, 8704, 13056, 17344)), ["not read"]),
         (lambda: broken(cuts=(0, 4352, 8704, 13056, 17472)), ["outside of the tensor"]),

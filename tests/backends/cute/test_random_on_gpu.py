@@ -30,7 +30,7 @@ BUNDLES = os.environ.get("PYPTO_MODELS_RANDOM")
 @pytest.mark.gpu
 @pytest.mark.skipif(BUNDLES is None, reason="PYPTO_MODELS_RANDOM names no folder of bundles")
 def test_they_compute_what_torch_does() -> None:
-    folders = sorted(Path(str(BUNDLES)).iterdir())
+    folders = sorted(Path(str(BUNDLES)).iterdir(), key=lambda f: int(f.name))
     assert folders
     wrong = []
     for folder in folders:
