@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pypto_models.ir.expr import Const, Expr, Var, as_dim, index
 from pypto_models.ir.nodes import Let
-from pypto_models.ir.types import FP32, DType, TileType
+from pypto_models.ir.types import FP32, INT32, DType, TileType
 from pypto_models.ops.elementwise import pad_number
 from pypto_models.ops.value import torch_dtype
 
@@ -45,7 +45,7 @@ def result_type(s: Let) -> TileType:
 
 def indices(s: Let, name: str) -> tuple[Expr, ...]:
     value = s.arg(name)
-    return tuple(index(x) for x in value) if isinstance(value, tuple) else ()  # type: ignore[arg-type]
+    return tuple(index(x) for x in value) if isinstance(value, tuple) else ()
 
 
 @handles("view")
@@ -81,21 +81,21 @@ def _load(k: Kernel, s: Let) -> None:
         elif not isinstance(limit, Const):
             text = k.text.let("live", f"Int32({text})")
         live.append(text)
-    dropped = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
+    dropped: tuple[int, ...] = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
     box = view.moved(shape, at, dropped)
-    start = k.text.let("start", box.start(k.write))
+    first = k.text.let("start", box.start(k.write))
     pointer = k.pointer(view.base)
     kept = [i for i in range(len(shape)) if i not in dropped]
     valid = tuple(live[i] for i in kept)
 
     def value(text: Text, c: Coordinates) -> str:
-        return f"block.element({pointer}, {box.at(k.write, start, c)})[0]"
+        return f"block.element({pointer}, {box.at(k.write, first, c)})[0]"
 
     layout = k.plan.of(s.result)
     tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
     pad = s.arg("pad_value")
     if not dropped and (pitch := aligned_pitch(box)) is not None:
-        tile = replace(tile, plain=(f"({pointer} + {start})", str(pitch)))
+        tile = replace(tile, plain=(f"({pointer} + {first})", str(pitch)))
     if pad is not None:
         tile = padded(k, tile, pad)
     k.tiles[s.result] = tile
@@ -175,8 +175,10 @@ def _cast(k: Kernel, s: Let) -> None:
     )
 
 
-WHOLE = {"rint": "cute.math.roundeven", "floor": "cute.math.floor", "ceil": "cute.math.ceil", "trunc": "cute.math.trunc",
-         "round": "cute.math.round"}  # fmt: skip
+WHOLE = {
+    "rint": "cute.math.roundeven", "floor": "cute.math.floor", "ceil": "cute.math.ceil",
+    "trunc": "cute.math.trunc", "round": "cute.math.round",
+}  # fmt: skip
 
 
 def rounded(s: Let, value: str, old: DType, new: DType, mode: str) -> str:
@@ -212,7 +214,7 @@ def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
         if isinstance(x, Var) and x in k.tiles:
             tile = k.tiles[x]
             column = n == 1 and s.op.name.startswith("row_expand")
-            row = n == 1 and s.op.name.startswith("col_expand") and s.result.type.shape[0] > 1  # type: ignore[union-attr]
+            row = n == 1 and s.op.name.startswith("col_expand") and result_type(s).shape[0] > 1
             fits = tile.layout is None or (
                 tile.layout == Rows(layout)
                 if column and isinstance(layout, Fragment | Dealt)
@@ -237,23 +239,26 @@ def _binary(k: Kernel, s: Let) -> None:
     template, rhs = rules.BINARY[s.op.name], s.args[1]
     if out.dtype.is_integer and s.op.name == "div":
         raise unsupported(s, "division of integers")
+    wide = FP32 if out.dtype.is_float else out.dtype
     if others:
         (b,) = others
-        k.tiles[s.result] = pointwise(
-            layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (b.value(t, c), b.dtype)),
-            a, b,
-        )  # fmt: skip
+
+        def both(t: Text, c: Coordinates) -> str:
+            pair = (a.value(t, c), a.dtype), (b.value(t, c), b.dtype)
+            return rules.arithmetic(template, out.dtype, *pair)
+
+        k.tiles[s.result] = pointwise(layout, out, both, a, b)
         return
     number = index(rhs)  # type: ignore[arg-type]
-    text = literal(float(number.value) if out.dtype.is_float else int(number.value), FP32 if out.dtype.is_float else out.dtype) \
-        if isinstance(number, Const) else f"{rules.wide(out.dtype)}({k.write(number)})"  # fmt: skip
-    wide = FP32 if out.dtype.is_float else out.dtype
-    k.tiles[s.result] = pointwise(
-        layout,
-        out,
-        lambda t, c: rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (text, wide)),
-        a,
-    )
+    if isinstance(number, Const):
+        text = literal(float(number.value) if wide.is_float else int(number.value), wide)
+    else:
+        text = f"{rules.wide(out.dtype)}({k.write(number)})"
+
+    def with_number(t: Text, c: Coordinates) -> str:
+        return rules.arithmetic(template, out.dtype, (a.value(t, c), a.dtype), (text, wide))
+
+    k.tiles[s.result] = pointwise(layout, out, with_number, a)
 
 
 for _name in rules.UNARY:
@@ -310,7 +315,7 @@ def _arange(k: Kernel, s: Let) -> None:
 def _cmp(k: Kernel, s: Let) -> None:
     out, rhs = result_type(s), s.args[1]
     layout, (a, *others) = operands(k, s)
-    test = rules.COMPARE[int(s.arg("cmp_type"))]  # type: ignore[arg-type, call-overload]
+    test = rules.COMPARE[int(s.arg("cmp_type"))]  # type: ignore[arg-type]
     zero, one = (literal(float(x) if out.dtype.is_float else x, out.dtype) for x in (0, 1))
 
     def value(t: Text, c: Coordinates) -> str:
@@ -423,12 +428,9 @@ def _transpose(k: Kernel, s: Let) -> None:
 @handles("store")
 def _store(k: Kernel, s: Let) -> None:
     t, tile, view = k.text, k.tile(s.arg("source")), k.view_of(s.arg("target"))
-    atomic = s.arg("atomic")
-    if atomic is not None and getattr(atomic, "name", "None_") not in ("None_", "NONE"):
-        if view_dtype(view).name != "FP32":
-            raise unsupported(s, f"atomic addition to {view_dtype(view)}")
-    else:
-        atomic = None
+    atomic = s.arg("atomic") == "add"
+    if atomic and view_dtype(view) not in (FP32, INT32):
+        raise unsupported(s, f"atomic addition to {view_dtype(view)}")
     k.settle(view.base)
     tile = k.tile(s.arg("source"))
     at = indices(s, "offset")
@@ -443,7 +445,7 @@ def _store(k: Kernel, s: Let) -> None:
     if (
         isinstance(layout, Dealt)
         and pitch is not None
-        and atomic is None
+        and not atomic
         and tile.dtype == view_dtype(view)
         and runs(tile, layout)
     ):
@@ -466,9 +468,9 @@ def _store(k: Kernel, s: Let) -> None:
         with k.elements(tile.shape) as c:
             _put_valid(k, box, pointer, start, c, tile, atomic)
     else:
-        with k.fragments(tile.layout, guard=True) as (i, c):
-            if isinstance(tile.layout, Rows):  # every thread of a row holds it: one stores it
-                with t.nested(f"if {tile.layout.of.leads.format(n=i, r=c[0])}:"):
+        with k.fragments(layout) as (i, c):
+            if isinstance(layout, Rows):  # every thread of a row holds it: one stores it
+                with t.nested(f"if {layout.of.leads.format(n=i, r=c[0])}:"):
                     _put_valid(k, box, pointer, start, c, tile, atomic)
             else:
                 _put_valid(k, box, pointer, start, c, tile, atomic)
@@ -476,7 +478,7 @@ def _store(k: Kernel, s: Let) -> None:
 
 
 def _put_valid(
-    k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object
+    k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: bool
 ) -> None:
     test = inside(tile, c)
     if test is None:
@@ -486,10 +488,10 @@ def _put_valid(
         _put(k, box, pointer, start, c, tile, atomic)
 
 
-def _put(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: object) -> None:
+def _put(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: bool) -> None:
     value = as_type(tile.value(k.text, c), tile.dtype, view_dtype(box))
     where = box.at(k.write, start, c)
-    if atomic is not None:
+    if atomic:
         k.text.line(f"cute.arch.atomic_add({pointer} + ({where}), {value}, sem='relaxed', scope='gpu')")
     else:
         k.text.line(f"block.element({pointer}, {where})[0] = {value}")
@@ -531,7 +533,8 @@ def _write_tensor(k: Kernel, s: Let) -> None:
     value = f"{DSL_TYPES[view_dtype(view).name]}({k.write(index(s.args[2]))})"  # type: ignore[arg-type]
     with k.text.nested("if tid == 0:"):
         k.text.line(f"block.element({k.pointer(view.base)}, {start})[0] = {value}")
-    k.text.line("cute.arch.sync_threads()")
+    if k.may_read(view.base):
+        k.text.line("cute.arch.sync_threads()")
 
 
 @handles("read_tile")

@@ -16,7 +16,7 @@ from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 from .layouts import THREADS, Dealt, Layout, Planner, Rows, Spread
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged
-from .rules import unsupported
+from .rules import refused, unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .tensors import View
 from .text import Text
@@ -45,6 +45,7 @@ class Kernel:
         self.captured: dict[Var, str] = {}  # scalars that the launcher passes
         self.uses: Counter[Expr] = Counter()
         self.plan = Planner({}, False)
+        self.sources: set[Var] = set()  # tensors and views that the region reads
         self.cursor: tuple[Layout, str, Coordinates] | None = None  # the fragment element being written
 
     def run(self, prelude: Block, body: Block) -> None:
@@ -52,7 +53,12 @@ class Kernel:
         self.uses.update(uses((*prelude, *body)))
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)))
         self.plan.block((*prelude, *body))
+        self.sources = set(sources_of((*prelude, *body)))
         self.block((*prelude, *body))
+
+    def may_read(self, base: Var) -> bool:
+        """Whether the region reads a tensor, as far as its views are known by now."""
+        return any(v not in self.views or self.views[v].base is base for v in self.sources)
 
     # ------------------------------------------------------------------------------------------ names
     def pointer(self, base: Var) -> str:
@@ -114,8 +120,6 @@ class Kernel:
         scalars: list[tuple[Var, str, Expr]] = []
         for c in s.carried:
             if isinstance(c.param.type, TensorType):
-                if self.view_of(c.init) != self.view_of(c.next):
-                    raise InternalError(f"{c.param.name}: a loop in a region carries different tensors")
                 self.views[c.param] = self.views[c.result] = self.view_of(c.init)
             elif isinstance(c.param.type, TileType):
                 layout = self.plan.of(c.param)
@@ -130,9 +134,9 @@ class Kernel:
                 self.names[c.param] = self.names[c.result] = name
                 scalars.append((c.param, name, c.next))
         bounds = [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
-        for var in operands_of(s.body):  # what every trip takes as it is, is made once
-            if var in self.tiles:
-                self.keep(var)
+        for operand in operands_of(s.body):  # what every trip takes as it is, is made once
+            if operand in self.tiles:
+                self.keep(operand)
         staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
         if staged is not None:
             staged.prologue(self, s, bounds)
@@ -152,10 +156,13 @@ class Kernel:
             new = [(p, place, self.settled(self.tile(n), place, taken)) for p, place, n in tiles]
             for p, place, value in new:
                 self.assign(value, place, p)
-            for name, value in nexts:
-                t.line(f"{name} = {value}")
+            for name, text in nexts:
+                t.line(f"{name} = {text}")
             if staged is not None:
                 staged.leave(self)
+        for c in s.carried:
+            if isinstance(c.param.type, TensorType) and self.view_of(c.next) != self.view_of(c.init):
+                raise two_tensors(c.param, s)
         # The loads of several trips wait together where nothing in between makes the block wait
         waits = any(
             word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
@@ -199,9 +206,7 @@ class Kernel:
         for m in s.merged:
             v = m.result
             if isinstance(v.type, TensorType):
-                if self.view_of(m.then) != self.view_of(m.orelse):
-                    raise InternalError(f"{v.name}: the branches in a region give different tensors")
-                self.views[v] = self.view_of(m.then)
+                continue  # known when the branches are written
             elif isinstance(v.type, TileType):
                 layout = self.plan.of(v)
                 if layout is not None:
@@ -220,7 +225,11 @@ class Kernel:
         arms = [(f"if {cond}:", s.then, "then")]
         if s.orelse or s.merged:
             arms.append(("else:", s.orelse, "orelse"))
-        valid: dict[Var, tuple[str, ...]] = {}
+        valid: dict[Var, list[str]] = {}
+        for v, slot in slots:
+            if isinstance(slot, Tile):
+                assert isinstance(v.type, TileType)
+                valid[v] = [t.let("valid", "Int32(0)") if d is None else self.dim(d) for d in v.type.valid]
         tiles = dict(self.tiles)
         for head, body, side in arms:
             with t.nested(head):
@@ -233,15 +242,22 @@ class Kernel:
                         self.assign(
                             self.held(tile, v.name, slot.layout) if slot.layout is not None else tile, slot, v
                         )
-                        valid[v] = tile.valid
+                        for name, extent, d in zip(valid[v], tile.valid, v.type.valid, strict=True):  # type: ignore[union-attr]
+                            if d is None:
+                                t.line(f"{name} = Int32({extent})")
                     else:
                         assert isinstance(v.type, ScalarType)
                         t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
         self.tiles = tiles
+        for m in s.merged:
+            if isinstance(m.result.type, TensorType):
+                if self.view_of(m.then) != self.view_of(m.orelse):
+                    raise two_tensors(m.result, s)
+                self.views[m.result] = self.view_of(m.then)
         for v, slot in slots:
             if isinstance(slot, Tile):
                 assert isinstance(v.type, TileType)
-                self.tiles[v] = replace(slot, valid=self.static_valid(v.type, valid[v]))
+                self.tiles[v] = replace(slot, valid=tuple(valid[v]))
 
     # ------------------------------------------------------------------------------------------ tiles
     def tile(self, x: Arg) -> Tile:
@@ -256,7 +272,7 @@ class Kernel:
 
     # --- registers
     @contextmanager
-    def fragments(self, layout: Spread | Rows, guard: bool = False) -> Iterator[tuple[str, Coordinates]]:
+    def fragments(self, layout: Spread | Rows) -> Iterator[tuple[str, Coordinates]]:
         """A loop over the elements of a layout that this thread holds: its index and coordinates."""
         t = self.text
         i, r = t.unique("i"), t.unique("r")
@@ -265,19 +281,28 @@ class Kernel:
             if isinstance(layout, Rows):
                 t.line(f"{r} = {layout.of.row(i)}")
                 self.cursor = (layout, i, (r, "0"))
-                yield i, (r, "0")
+                partial = isinstance(layout.of, Dealt) and layout.of.guard is not None
+                with self.when(f"{r} < {layout.of.rows}" if partial else None):
+                    yield i, (r, "0")
             else:
                 c = t.unique("c")
                 row, column = layout.coordinates(i)
                 t.line(f"{r} = {row}")
                 t.line(f"{c} = {column}")
                 self.cursor = (layout, i, (r, c))
-                if guard and layout.guard is not None:
-                    with t.nested(f"if {layout.guard.format(r=r, c=c)}:"):
-                        yield i, (r, c)
-                else:
+                with self.when(layout.guard and layout.guard.format(r=r, c=c)):
                     yield i, (r, c)
         self.cursor = outer
+
+    @contextmanager
+    def when(self, *tests: str | None) -> Iterator[None]:
+        """What follows only where all conditions hold; those that are None do."""
+        found = [x for x in tests if x]
+        if found:
+            with self.text.nested(f"if {' & '.join(f'({x})' for x in found)}:"):
+                yield
+        else:
+            yield
 
     def registers(
         self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Rows, start: str = ""
@@ -316,7 +341,7 @@ class Kernel:
         if isinstance(layout, Dealt) and tile.plain is not None and runs(tile, layout):
             self.load_runs(tile, layout, new.registers)
             return new
-        with self.fragments(layout, guard=bool(tile.reads)) as (i, at):
+        with self.fragments(layout) as (i, at):
             value = self.guarded(tile, at) if tile.reads else tile.value(self.text, at)
             self.text.line(f"{new.registers}[{i}] = {value}")
         return new
@@ -327,15 +352,10 @@ class Kernel:
         pointer, pitch = tile.plain
         with self.runs(layout) as (n, r, c):
             limit = tile.valid[0] if tile.valid[0] != str(tile.shape[0]) else None
-            call = f"block.load_run({pointer} + (Int64({r}) * {pitch} + {c}), {to}, {n} * {layout.run}, {layout.run})"
-            tests = [
-                x for x in (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}") if x
-            ]
-            if tests:
-                with self.text.nested(f"if {' & '.join(f'({x})' for x in tests)}:"):
-                    self.text.line(call)
-            else:
-                self.text.line(call)
+            where = f"{pointer} + (Int64({r}) * {pitch} + {c})"
+            tests = (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}")
+            with self.when(*tests):
+                self.text.line(f"block.load_run({where}, {to}, {n} * {layout.run}, {layout.run})")
 
     @contextmanager
     def runs(self, layout: Dealt) -> Iterator[tuple[str, str, str]]:
@@ -374,21 +394,18 @@ class Kernel:
             t.line("cute.arch.cp_async_commit_group()")
             t.line("cute.arch.cp_async_wait_group(0)")
         elif tile.layout is not None:
-            with self.fragments(tile.layout, guard=True) as (i, at):
-                if isinstance(tile.layout, Rows):
-                    with t.nested(f"if {tile.layout.of.leads.format(n=i, r=at[0])}:"):
-                        t.line(
-                            f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}"
-                        )
-                else:
-                    t.line(
-                        f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {self.guarded(tile, at)}"
-                    )
+            with self.fragments(tile.layout) as (i, at):
+                one = tile.layout.of.leads.format(n=i, r=at[0]) if isinstance(tile.layout, Rows) else None
+                with self.when(one):
+                    self.put_shared(tile, at, place)
         else:
             with self.elements(tile.shape) as at:
-                value = self.guarded(tile, at)
-                t.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {value}")
+                self.put_shared(tile, at, place)
         t.line("cute.arch.sync_threads()")
+
+    def put_shared(self, tile: Tile, at: Coordinates, place: Shared) -> None:
+        value = self.guarded(tile, at)
+        self.text.line(f"block.element({place.name}, {offset(at, tile.shape, place.pitch)})[0] = {value}")
 
     @contextmanager
     def elements(self, shape: tuple[int, ...]) -> Iterator[Coordinates]:
@@ -453,6 +470,14 @@ class Kernel:
                 )
 
 
+def two_tensors(var: Var, s: For | If) -> Exception:
+    kind = "loop carries" if isinstance(s, For) else "condition chooses"
+    return refused(
+        s.span, f"the name {var.name}", f"a {kind} one of two tensors under it",
+        "write to one tensor, or move the choice into its indices",
+    )  # fmt: skip
+
+
 def reads_only(body: Block) -> bool:
     """True if a loop body makes scalars and nothing else."""
     for s in body:
@@ -465,6 +490,18 @@ def reads_only(body: Block) -> bool:
         elif not isinstance(s, Bind):
             return False
     return True
+
+
+def sources_of(body: Block) -> Iterator[Var]:
+    """The tensors and views that a block reads elements of."""
+    for s in body:
+        if isinstance(s, If):
+            yield from sources_of(s.then)
+            yield from sources_of(s.orelse)
+        elif isinstance(s, For):
+            yield from sources_of(s.body)
+        elif isinstance(s, Let) and s.op.name in ("load", "read_tensor") and isinstance(s.args[0], Var):
+            yield s.args[0]
 
 
 def operands_of(body: Block) -> Iterator[Var]:

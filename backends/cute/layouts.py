@@ -1,12 +1,11 @@
-"""Where the elements of a tile live: with the threads that hold a product's fragments, dealt out, or anywhere.
+"""Where the elements of a tile live: in a product's fragments, dealt to the threads, or anywhere.
 
-A product leaves its sums in the registers of ``mma.m16n8k16`` (FRAGMENT): thread (g, t) of a warp holds rows g
-and g + 8, columns 2 t and 2 t + 1 of each 16 x 8 piece, and the warps take the pieces of a row in turn.  A tile
-that a region loads to compute on, or that a loop carries, is dealt to the threads in runs of neighbouring
-elements (DEALT).  What is computed elementwise from such a tile stays with it, and a column beside it, such as
-a row statistic, becomes one value in every thread that holds elements of the row.  Everything else is FREE:
-written where it is needed, or kept in shared memory.  The planner finds, for each tile of a region, which of
-these it is.
+A product leaves its sums in the registers of ``mma.m16n8k16`` (FRAGMENT): thread (g, t) of a warp holds rows
+g and g + 8, columns 2 t and 2 t + 1 of each 16 x 8 piece, and the warps take the pieces of a row in turn.  A
+tile that a region loads to compute on, or that a loop carries, is dealt to the threads in runs of neighbours
+(DEALT).  What is computed elementwise from such a tile stays with it, and a column beside it, such as a row
+statistic, becomes one value in every thread that holds elements of the row.  Everything else is FREE: written
+where it is needed, or kept in shared memory.  The planner finds, for each tile of a region, which it is.
 """
 
 from __future__ import annotations
@@ -136,10 +135,10 @@ Spread: TypeAlias = "Fragment | Dealt"
 Layout: TypeAlias = "Fragment | Dealt | Rows | None"  # None: FREE
 
 POINTWISE = frozenset({
-    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "cast",
-    "cmp", "move", "set_validshape", "fillpad", "row_expand_add", "row_expand_sub", "row_expand_mul",
-    "row_expand_div", "col_expand_add", "col_expand_sub", "col_expand_mul", "col_expand_div", "row_expand",
-    "col_expand",
+    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip",
+    "cast", "cmp", "move", "set_validshape", "fillpad", "row_expand_add", "row_expand_sub",
+    "row_expand_mul", "row_expand_div", "col_expand_add", "col_expand_sub", "col_expand_mul",
+    "col_expand_div", "row_expand", "col_expand",
 })  # fmt: skip
 ROW_STATISTICS = frozenset({"row_sum", "row_max", "row_min"})
 

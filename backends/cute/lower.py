@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pypto_models.errors import Diag, InternalError, user_error
 from pypto_models.ir.expr import Const, Expr, Var, free_vars, substitute
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TensorType
+from pypto_models.language.entry import written_params
 from pypto_models.target import Target
 
 from . import reductions as reductions  # registers its handlers
 from .handlers import HANDLERS
 from .kernel import THREADS, Kernel
 from .matching import Product, match
+from .rules import refused
 from .streaming import RESERVED, Plan, emit
 from .streaming import plan as plan_stream
 from .tensors import View
@@ -87,6 +88,7 @@ class Lowering:
         self.workspaces: list[Workspace] = []
         self.names: dict[Var, str] = {}
         self.taken: set[str] = set()
+        self.constants: frozenset[Var] = frozenset()  # parameters that no region writes
         self.limit = max(s.bytes for s in target.spaces.values() if s.align == 16)
 
     def module(self) -> Module:
@@ -94,6 +96,8 @@ class Lowering:
         for p in self.function.params:
             self.names[p.var] = p.name
             self.taken.add(p.name)
+        written = written_params(self.function)
+        self.constants = frozenset(p.var for p in self.function.params if p.var not in written)
         self.block(self.function.body, _State(views, []))
         source = module_source(self.function.name, self.target, self.kernels)
         return Module(
@@ -128,29 +132,25 @@ class Lowering:
             self.loop(s, state)
         elif isinstance(s, If):
             self.branch(s, state)
-        elif isinstance(s, Return):
-            if s.values:
-                raise user_error(
-                    Diag.BACKEND_OP, s.span, op="return", backend="cute", why="a program of kernels returns nothing",
-                    fix="write the result into an Out tensor",
-                )  # fmt: skip
+        elif isinstance(s, Return) and s.values:
+            why, fix = "a program of kernels returns nothing", "write the result into an Out tensor"
+            raise refused(s.span, "return", why, fix)
 
     def let(self, s: Let, state: _State) -> None:
         if s.op.name == "create":
             t = s.result.type
             assert isinstance(t, TensorType)
             name = self.unique(s.result.name)
-            self.names[s.result] = name
+            base = Var(s.result.name, t)  # of its own for every trip of an unrolled loop
+            self.names[base] = name
             shape = tuple(
                 str(d) if isinstance(d, int) else expr_text(self.host(d, state, s)) for d in t.shape
             )
             self.workspaces.append(Workspace(name, t.dtype.torch_name or "", shape))
-            state.views[s.result] = View.whole(s.result)
+            state.views[s.result] = View.whole(base)
             if s.arg("init_value") is not None:
-                raise user_error(
-                    Diag.BACKEND_OP, s.span, op="create_tensor", backend="cute", why="init_value is not lowered yet",
-                    fix="fill the tensor in a region",
-                )  # fmt: skip
+                why, fix = "init_value is not lowered", "fill the tensor in a region"
+                raise refused(s.span, "create_tensor", why, fix)
         elif s.op.name in ("view", "view_reshape"):
             k = Kernel(state.views, HANDLERS)
             k.let(s)
@@ -160,21 +160,16 @@ class Lowering:
         elif s.op.name in ("task_dummy", "array_create", "array_set", "array_get"):
             return  # kernels run in program order
         else:
-            raise user_error(
-                Diag.BACKEND_OP, s.span, op=s.op.name, backend="cute", why="it is outside of a region",
-                fix="move it into a region",
-            )  # fmt: skip
+            raise refused(s.span, s.op.name, "it is outside of a region", "move it into a region")
 
     def host(self, x: Expr, state: _State, s: Stmt) -> Expr:
         """An expression of run-time extents only."""
         out = substitute(x, state.env)
         unknown = [v for v in free_vars(out) if v not in self.loop_vars]
         if unknown:
-            raise user_error(
-                Diag.BACKEND_OP, s.span, op="the launch", backend="cute",
-                why=f"it depends on {unknown[0].name}, which is device data",
-                fix="launch for the largest extent and test inside of the region",
-            )  # fmt: skip
+            why = f"it depends on {unknown[0].name}, which is device data"
+            fix = "launch for the largest extent and test inside of the region"
+            raise refused(s.span, "the launch", why, fix)
         return out
 
     loop_vars: frozenset[Var] = frozenset()
@@ -185,26 +180,23 @@ class Lowering:
             return
         bounds = [self.host(x, state, s) for x in (s.start, s.stop, s.step)]
         if not all(isinstance(b, Const) for b in bounds):
-            raise user_error(
-                Diag.BACKEND_OP, s.span, op="the loop", backend="cute", why="it launches regions a run-time number of times",
-                fix="make the loop variable the block of a pl.spmd",
-            )  # fmt: skip
+            why = "it launches regions a run-time number of times"
+            raise refused(s.span, "the loop", why, "make the loop variable the block of a pl.spmd")
         start, stop, step = (int(b.value) for b in bounds)  # type: ignore[attr-defined]
         carried: dict[Var, Expr] = {c.param: c.init for c in s.carried}
         for trip in range(start, stop, step):
             state.env[s.var] = Const(trip)
-            for var, value in carried.items():
-                self.bind(var, value, state)
+            self.bind(carried, state)
             self.block(s.body, state)
             carried = {c.param: c.next for c in s.carried}
-        for c in s.carried:
-            self.bind(c.result, c.next if stop > start else c.init, state)
+        self.bind({c.result: carried[c.param] for c in s.carried}, state)
 
-    def bind(self, var: Var, value: Expr, state: _State) -> None:
-        if isinstance(var.type, TensorType):
-            state.views[var] = state.views[value]  # type: ignore[index]
-        else:
-            state.env[var] = substitute(value, state.env)
+    def bind(self, values: dict[Var, Expr], state: _State) -> None:
+        """Names for tensors and scalars that the host knows, all at once."""
+        views = {v: state.views[x] for v, x in values.items() if isinstance(x, Var) and x in state.views}
+        env = {v: substitute(x, state.env) for v, x in values.items() if v not in views}
+        state.views.update(views)
+        state.env.update(env)
 
     def branch(self, s: If, state: _State) -> None:
         if not has_region((s,)):
@@ -218,14 +210,16 @@ class Lowering:
             if isinstance(m.result.type, TensorType):
                 a, b = state.views[m.then], state.views[m.orelse]  # type: ignore[index]
                 if a != b:
-                    raise InternalError(f"{m.result.name} names one of two tensors")
+                    why = "a condition chooses one of two tensors under it"
+                    fix = "write to one tensor, or move the choice into its indices"
+                    raise refused(s.span, f"the name {m.result.name}", why, fix)
                 state.views[m.result] = a
 
     # ------------------------------------------------------------------------------------------ regions
     def region(self, s: Region, state: _State) -> None:
         known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
         needed = set(uses(s.body)) | {v for c, _ in state.guards for v in free_vars(c)}
-        prelude = slice_of(state.prelude, needed)
+        prelude = slice_of(state.prelude, set(needed))
         matched = match(s) if not state.guards else "it runs under a condition"
         name = self.unique(s.name)
         if (
@@ -247,11 +241,9 @@ class Lowering:
             room = half  # two blocks share a core, and one computes while the other waits
         kernel = guarded(s, state, prelude, known, room)
         if kernel.buffers.bytes > self.limit - RESERVED:
-            raise user_error(
-                Diag.BACKEND_OP, s.span, op=f"region {s.name}", backend="cute",
-                why=f"its tiles take {kernel.buffers.bytes} bytes of shared memory, and a block has {self.limit}",
-                fix="use smaller tiles",
-            )  # fmt: skip
+            took, room = kernel.buffers.bytes, self.limit - RESERVED
+            why = f"its tiles take {took} bytes of shared memory, and a block has {room}"
+            raise refused(s.span, f"region {s.name}", why, "use smaller tiles")
         grid = "1" if s.count is None else expr_text(self.host(s.count, state, s))
         body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
         self.add(kernel, name, s, body, "", THREADS, kernel.buffers.bytes, why, grid, state)
@@ -274,15 +266,21 @@ class Lowering:
     ) -> None:
         parts = emit(product, state.views, bindings(known) + prelude)
         kernel = parts.kernel
+        # Weights that no kernel writes are copied before this kernel may read what others do
+        weights = state.views[product.weights[0].args[0]].base  # type: ignore[index]
+        reads = any(isinstance(x, Let) and x.op.name == "read_tensor" for x in product.before)
+        early = weights in self.constants and not prelude and not reads
+        wait = [] if early else ["    cute.arch.griddepcontrol_wait()"]
         inner: list[str] = []
         unpack = f"    {', '.join(parts.env)}, = env"
         for fn, args, lines in parts.functions:
             inner += ["@cute.jit", f"def {name}_{fn}({', '.join(args)}):", unpack, *lines, "", ""]
         x_pitch, w_pitch = (state.views[p.args[0]].strides[0] for p in (product.x, product.weights[0]))  # type: ignore[index]
         fields = (
-            f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, units={plan.units}, "
-            f"accumulators={plan.accumulators}, ctas={plan.ctas}, warps_n={plan.warps_n}, warps_k={plan.warps_k}, "
-            f"chunk={plan.chunk}, stages={plan.stages}, m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
+            f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
+            f"units={plan.units}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
+            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, "
+            f"m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
         )
         env = f"({', '.join(parts.env)},)"
         run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env})"
@@ -290,7 +288,7 @@ class Lowering:
             kernel,
             name,
             s,
-            [*kernel.text.lines, run],
+            [*wait, *kernel.text.lines, run],
             "\n".join(inner),
             plan.threads,
             plan.shared_bytes,
@@ -300,9 +298,18 @@ class Lowering:
         )
 
     def add(
-        self, kernel: Kernel, name: str, s: Region, body: list[str], head: str, threads: int, shared: int, how: str,
-        grid: str, state: _State,
-    ) -> None:  # fmt: skip
+        self,
+        kernel: Kernel,
+        name: str,
+        s: Region,
+        body: list[str],
+        head: str,
+        threads: int,
+        shared: int,
+        how: str,
+        grid: str,
+        state: _State,
+    ) -> None:
         parameters: list[tuple[str, str]] = []
         arguments: list[tuple[str, str]] = []
         for base, text in kernel.pointers.items():
@@ -434,7 +441,7 @@ def kernel_text(
 
 
 def module_source(name: str, target: Target, kernels: list[KernelSource]) -> str:
-    head = f'''"""{name} for {target.name} ({target.arch}).  Written by the compiler; one kernel per region."""
+    head = f'''"""{name} for {target.name} ({target.arch}), written by the compiler: one kernel per region."""
 
 import cutlass
 import cutlass.cute as cute

@@ -16,16 +16,16 @@ from pypto_models.ir.types import BF16, FP32, Dim, TileType
 UNIT = 8
 ROWS = 128  # of the batch, at most
 LAZY = frozenset({
-    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip", "cast",
-    "row_expand_add", "row_expand_sub", "row_expand_mul", "row_expand_div", "col_expand_add", "col_expand_sub",
-    "col_expand_mul", "col_expand_div", "row_expand", "col_expand", "cmp", "full", "load", "move", "store",
-    "set_validshape", "fillpad", "extract",
+    "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip",
+    "cast", "row_expand_add", "row_expand_sub", "row_expand_mul", "row_expand_div", "col_expand_add",
+    "col_expand_sub", "col_expand_mul", "col_expand_div", "row_expand", "col_expand", "cmp", "full", "load",
+    "move", "store", "set_validshape", "fillpad", "extract",
 })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Product:
-    """A matched region: ``results[i]`` = rows of ``x`` @ rows of ``weights[i]``, over the whole contraction."""
+    """A matched region: ``results[i]`` = rows of ``x`` @ rows of ``weights[i]``, over all of K."""
 
     block: Var
     blocks: Expr
@@ -51,7 +51,8 @@ def match(region: Region) -> Product | str:
     before, after = region.body[: loops[0]], region.body[loops[0] + 1 :]
     for s in after:
         if not isinstance(s, Let) or s.op.name not in LAZY:
-            return f"line {s.span.line}: {s.op.name if isinstance(s, Let) else type(s).__name__} is not elementwise"
+            what = s.op.name if isinstance(s, Let) else type(s).__name__
+            return f"line {s.span.line}: {what} is not elementwise"
     if (
         loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE)
         or loop.start != index(0)
@@ -69,7 +70,7 @@ def match(region: Region) -> Product | str:
             first = {r: t for t in s.then if isinstance(t, Let) for r in t.results}
             rest = {r: t for t in s.orelse if isinstance(t, Let) for r in t.results}
             for m in s.merged:
-                begin, then = first.get(m.then), rest.get(m.orelse)  # type: ignore[arg-type]
+                begin, then = first.get(m.then), rest.get(m.orelse)  # type: ignore[call-overload]
                 if begin is None or then is None or (begin.op.name, then.op.name) != ("matmul", "matmul_acc"):
                     return f"line {s.span.line}: a branch that is not the start of an accumulator"
                 if (begin.arg("lhs"), begin.arg("rhs")) != (then.arg("lhs"), then.arg("rhs")):
@@ -81,7 +82,7 @@ def match(region: Region) -> Product | str:
     for c in loop.carried:
         if c.next not in products:
             return f"it carries {c.param.name}, which is not an accumulator"
-        begin, then = products[c.next]  # type: ignore[index]
+        begin, then = products[c.next]
         if then.arg("acc") is not c.param or begin.arg("a_trans") or not begin.arg("b_trans"):
             return f"line {begin.span.line}: weights that are not [out, in]"
         x, w = (lets.get(begin.arg(n)) for n in ("lhs", "rhs"))  # type: ignore[call-overload]
@@ -98,11 +99,11 @@ def match(region: Region) -> Product | str:
     if (
         xt.dtype != BF16
         or any(w.result.type.dtype != BF16 for w in weights)
-        or any(r.type.dtype != FP32 for r in results)
-    ):  # type: ignore[union-attr]
+        or any(r.type.dtype != FP32 for r in results)  # type: ignore[union-attr]
+    ):
         return "its operands are not bf16 with fp32 sums"
     height, step = xt.shape
-    if any(w.result.type.shape != wt.shape for w in weights):  # type: ignore[union-attr]
+    if any(w.result.type.shape != wt.shape for w in weights):
         return "its weight tiles differ in shape"
     if (
         height > ROWS
@@ -122,13 +123,13 @@ def match(region: Region) -> Product | str:
             or load.arg("pad_value")
         ):
             return f"line {load.span.line}: a load that does not walk the columns"
-        base: Dim = load.args[0].type.shape[1]  # type: ignore[union-attr]
+        base: Dim = load.args[0].type.shape[1]
         if not isinstance(base, int) or base % 8:
             return f"line {load.span.line}: rows of run-time length"
         limits = load.arg("valid_shape")
-        if isinstance(limits, tuple) and as_dim(limits[1]) != step:  # type: ignore[arg-type]
+        if isinstance(limits, tuple) and as_dim(limits[1]) != step:
             return f"line {load.span.line}: a ragged contraction"
-    if x.arg("offset")[0] != index(0):  # type: ignore[index]
+    if x.arg("offset")[0] != index(0):
         return "its rows do not start at 0"
     depth = int(loop.stop.value) * step
     return Product(

@@ -79,7 +79,7 @@ class Staged:
         return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
 
     def issue(self, k: Kernel, s: For, var: str, stop: str, slot: str) -> None:
-        """Begin the loads of iteration ``var`` into ``slot``; an iteration that is not there begins nothing."""
+        """Begin the loads of trip ``var`` into ``slot``; a trip that is not there begins nothing."""
         names = dict(k.names)
         with k.text.nested(f"if {var} < {stop}:"):
             k.names[s.var] = var

@@ -26,6 +26,9 @@ def _reduce(k: Kernel, s: Let) -> None:
     if isinstance(k.plan.of(s.result), Rows) and isinstance(x.layout, Fragment):
         k.tiles[s.result] = row_statistic(k, s, x, x.layout, how)
         return
+    if axis == 0 and x.dtype.is_float and isinstance(x.layout, Dealt) and columns_stay(x.layout):
+        k.tiles[s.result] = column_statistic(k, s, x, x.layout, how)
+        return
     dealt = (
         x.layout
         if isinstance(x.layout, Dealt) and x.layout.rows == 1 and axis == 1 and how != "argmax"
@@ -60,7 +63,7 @@ def _reduce(k: Kernel, s: Let) -> None:
             total = t.let("total", start_of(how, wide))
             where = t.let("where", "Int32(2147483647)") if how == "argmax" else ""
             if dealt is not None:
-                with k.fragments(dealt, guard=True) as (_, at):
+                with k.fragments(dealt) as (_, at):
                     value = f"{kind}({x.value(t, at)})"
                     if x.valid[1] == str(cols):
                         t.line(f"{total} = {combine(how, total, value)}")
@@ -127,7 +130,7 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
     t = k.text
     name = s.result.name
     own = k.registers(f"{name}_own", FP32, (layout.rows, 1), Rows(layout), start_of(how, FP32))
-    with k.fragments(layout, guard=True) as (i, c):
+    with k.fragments(layout) as (i, c):
         spot = f"{own.registers}[{layout.row_of(i)}]"
         step = (
             f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}"
@@ -154,6 +157,59 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
             t.line(f"{total} = {combine(how, total, f'block.element({parts}, {c[0]} * {WARPS} + {w})[0]')}")
         t.line(f"{out.registers}[{i}] = {total}")
     return replace(out, valid=(x.valid[0], "1"))
+
+
+def columns_stay(layout: Dealt) -> bool:
+    """Whether the elements of a thread lie in ``run`` columns, which a power of two of threads divide."""
+    if layout.columns % layout.run or THREADS * layout.run % layout.columns:
+        return False
+    period = layout.columns // layout.run
+    return period & (period - 1) == 0
+
+
+def column_statistic(k: Kernel, s: Let, x: Tile, layout: Dealt, how: str) -> Tile:
+    """Column sums or extremes of a dealt tile: over a thread's rows, its warp, then the warps in order."""
+    t, out = k.text, result_type(s)
+    name, kind = s.result.name, DSL_TYPES[FP32.name]
+    own = t.let(f"{name}_own", f"cute.make_rmem_tensor(cute.make_layout({layout.run}), {kind})")
+    t.line(f"{own}.fill({start_of(how, FP32)})")
+    with k.fragments(layout) as (i, at):
+        spot = f"{own}[{i} % {layout.run}]"
+        step = f"{spot} = {combine(how, spot, f'{kind}({x.value(t, at)})')}"
+        if x.valid[0] == str(x.shape[0]):
+            t.line(step)
+        else:
+            with t.nested(f"if {at[0]} < {x.valid[0]}:"):
+                t.line(step)
+    period = layout.columns // layout.run  # threads from one with a column to the next
+    groups = WARPS if period < 32 else THREADS // period
+    parts = t.unique(f"{name}_parts")
+    k.buffers.add(parts, FP32, groups * layout.columns)
+    n = t.unique("n")
+    t.line("cute.arch.sync_threads()")
+    with t.nested(f"for {n} in cutlass.range_constexpr({layout.run}):"):
+        distance = period
+        while distance < 32:
+            other = f"cute.arch.shuffle_sync_bfly({own}[{n}], {distance})"
+            t.line(f"{own}[{n}] = {combine(how, f'{own}[{n}]', other)}")
+            distance *= 2
+        column = f"tid * {layout.run} % {layout.columns} + {n}"
+        if period < 32:
+            with t.nested(f"if lane < {period}:"):
+                t.line(f"block.element({parts}, warp * {layout.columns} + {column})[0] = {own}[{n}]")
+        else:
+            t.line(f"block.element({parts}, tid // {period} * {layout.columns} + {column})[0] = {own}[{n}]")
+    t.line("cute.arch.sync_threads()")
+    place = k.place(name, out.shape, out.dtype)
+    c = t.unique("c")
+    with t.nested(f"for {c} in cutlass.range(tid, {layout.columns}, {THREADS}, unroll=1):"):
+        total = t.let("total", f"block.element({parts}, {c})[0]")
+        for g in range(1, groups):
+            part = f"block.element({parts}, {g * layout.columns} + {c})[0]"
+            t.line(f"{total} = {combine(how, total, part)}")
+        t.line(f"block.element({place.name}, {c})[0] = {as_type(total, FP32, out.dtype)}")
+    t.line("cute.arch.sync_threads()")
+    return k.from_shared(place, out.shape, k.static_valid(out, ("1", x.valid[1])))
 
 
 def start_of(how: str, dtype: DType) -> str:
@@ -195,7 +251,7 @@ def _matmul(k: Kernel, s: Let) -> None:
         if accumulates:
             acc = k.tile(s.arg("acc"))
             acc = acc if acc.layout in (None, layout) else k.stored(acc, "acc")
-            with k.fragments(layout, guard=bool(acc.reads)) as (i, c):
+            with k.fragments(layout) as (i, c):
                 t.line(f"{sums.registers}[{i}] = {acc.value(t, c)}")
         t.line(f"block.mma_fragments({pair}, {sums.registers}, {m}, {n}, {depth})")
         k.tiles[s.result] = replace(sums, valid=valid)
@@ -208,7 +264,8 @@ def _matmul(k: Kernel, s: Let) -> None:
     else:
         t.line("cute.arch.sync_threads()")
     t.line(
-        f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, {DSL_TYPES[out.dtype.name]})"
+        f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, "
+        f"{DSL_TYPES[out.dtype.name]})"
     )
     t.line("cute.arch.sync_threads()")
     k.tiles[s.result] = k.from_shared(place, out.shape, valid)

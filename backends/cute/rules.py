@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from pypto_models.errors import Diag, user_error
+from pypto_models.errors import Diag, Span, UserError, user_error
 from pypto_models.ir.nodes import Let
 from pypto_models.ir.types import FP32, DType
 
@@ -27,22 +25,10 @@ UNARY: dict[str, str] = {
 
 COMPARE = ("==", "!=", "<", "<=", ">", ">=")
 
-SHAPE_ONLY = (
-    "reshape",
-    "transpose",
-    "set_validshape",
-    "fillpad",
-    "move",
-    "extract",
-    "insert",
-    "cast",
-    "full",
-)
 REDUCE = {
     "row_sum": (1, "sum"), "row_max": (1, "max"), "row_min": (1, "min"), "row_argmax": (1, "argmax"),
     "col_sum": (0, "sum"), "col_max": (0, "max"), "col_min": (0, "min"),
 }  # fmt: skip
-START = {"sum": 0.0, "max": -3.4028234663852886e38, "min": 3.4028234663852886e38}
 
 
 def wide(dtype: DType) -> str:
@@ -50,12 +36,14 @@ def wide(dtype: DType) -> str:
     return "Float32" if dtype.is_float else DSL_TYPES[dtype.name]
 
 
-def unsupported(let: Let, why: str) -> Exception:
+def refused(span: Span, what: str, why: str, fix: str) -> UserError:
+    """The error for something that this backend cannot lower."""
+    return user_error(Diag.BACKEND_OP, span, op=what, backend="cute", why=why, fix=fix)
+
+
+def unsupported(let: Let, why: str) -> UserError:
     """The error for an op that this backend has no lowering for."""
-    return user_error(
-        Diag.BACKEND_OP, let.span, op=let.op.name, backend="cute", why=why,
-        fix="write it with other ops, or run it on another backend",
-    )  # fmt: skip
+    return refused(let.span, let.op.name, why, "write it with other ops, or run it on another backend")
 
 
 def arithmetic(template: str, result: DType, *operands: tuple[str, DType]) -> str:
@@ -69,6 +57,3 @@ def arithmetic(template: str, result: DType, *operands: tuple[str, DType]) -> st
     )
     value = template.format(**names)
     return value if DSL_TYPES[result.name] == wide(result) else f"{DSL_TYPES[result.name]}({value})"
-
-
-Rule = Callable[..., str]

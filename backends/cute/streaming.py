@@ -124,7 +124,7 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     limits = product.x.arg("valid_shape")
     x_type = product.x.result.type
     assert isinstance(x_type, TileType)
-    rows = kernel.write(limits[0]) if isinstance(limits, tuple) else str(x_type.shape[0])  # type: ignore[arg-type]
+    rows = kernel.write(limits[0]) if isinstance(limits, tuple) else str(x_type.shape[0])
     x = f"{kernel.pointer(x_view.base)} + {x_view.start(kernel.write)}"
     w = f"{kernel.pointer(w_view.base)} + {w_view.start(kernel.write)}"
     names = dict(kernel.names)
@@ -148,10 +148,10 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     for i, weight in enumerate(product.weights):
         at = weight.arg("offset")
         with text.nested(f"if cutlass.const_expr(a == {i}):"):
-            text.line(f"row = Int32({kernel.write(at[0])}) + column")  # type: ignore[index]
+            text.line(f"row = Int32({kernel.write(at[0])}) + column")  # type: ignore[index, arg-type]
             limit = weight.arg("valid_shape")
             if isinstance(limit, tuple) and not isinstance(limit[0], Const):
-                text.line(f"valid = min(Int32({kernel.write(limit[0])}) - column, Int32({UNIT}))")  # type: ignore[arg-type]
+                text.line(f"valid = min(Int32({kernel.write(limit[0])}) - column, Int32({UNIT}))")
     text.line("return row, valid")
     unit_row = text.lines
 
@@ -206,5 +206,6 @@ def store(kernel: Kernel, s: Let) -> None:
     with text.nested(f"if {' & '.join(x for x in tests if x)}:"):
         value = as_type(tile.value(text, place), tile.dtype, view_dtype(view))
         text.line(
-            f"block.element({kernel.pointer(view.base)}, {box.at(kernel.write, box.start(kernel.write), place)})[0] = {value}"
+            f"block.element({kernel.pointer(view.base)}, "
+            f"{box.at(kernel.write, box.start(kernel.write), place)})[0] = {value}"
         )

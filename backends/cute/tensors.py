@@ -15,7 +15,7 @@ Write = Callable[[Expr], str]
 
 @dataclass(frozen=True)
 class View:
-    """A tensor or a view of one.  ``offsets`` are pairs (index, stride) whose products sum up to its start."""
+    """A tensor or a view of one; it starts where the products of the pairs in ``offsets`` sum up to."""
 
     base: Var
     shape: tuple[Dim, ...]
@@ -91,7 +91,7 @@ def row_major(shape: tuple[Dim, ...]) -> tuple[Expr, ...]:
     for d in reversed(shape):
         out.append(step)
         step = binary("*", step, dim_expr(d))
-    return tuple(reversed([index(as_dim(s)) for s in out]))  # type: ignore[arg-type]
+    return tuple(reversed([index(as_dim(s)) for s in out]))
 
 
 def view_dtype(view: View) -> DType:

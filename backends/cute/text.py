@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _RESERVED = {
-    "cutlass", "cute", "block", "stream", "utils", "tid", "lane", "warp", "smem", "env", "min", "max", "range",
-    "BFloat16", "Float16", "Float32", "Int8", "Int16", "Int32", "Int64", "Uint8", "Uint16", "Uint32", "Boolean",
+    "cutlass", "cute", "block", "stream", "utils", "tid", "lane", "warp", "smem", "env", "min", "max",
+    "range", "BFloat16", "Float16", "Float32", "Int8", "Int16", "Int32", "Int64", "Uint8", "Uint16",
+    "Uint32", "Boolean",
 }  # fmt: skip
 
 
@@ -19,7 +20,7 @@ BARRIER = "cute.arch.sync_threads()"
 
 @dataclass
 class Text:
-    """Lines at an indentation; names are unique in the kernel, values found once per straight run of lines."""
+    """Lines at an indentation; names are unique in the kernel, values found once per run of lines."""
 
     lines: list[str] = field(default_factory=list)
     depth: int = 1

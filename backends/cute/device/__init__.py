@@ -1,1 +1,1 @@
-"""Device code in CuTe DSL that emitted kernels call.  Imported on a machine that compiles, never to launch."""
+"""Device code in CuTe DSL that emitted kernels call; imported where kernels are compiled."""

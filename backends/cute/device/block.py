@@ -82,8 +82,8 @@ def mma_fragments(
 ):  # fmt: skip
     """sums += a [m, k] @ b, bf16 in shared memory; b is [n, k] if ``b_trans``, else [k, n].
 
-    ``sums`` are the thread's fragments: 4 values for each 16 x 8 piece, rows of pieces outermost; the warps take
-    the pieces of a row in turn.  Rows are padded by 16 bytes, so that ldmatrix reads without bank conflicts.
+    ``sums`` are the thread's fragments: 4 values for each 16 x 8 piece, rows of pieces outermost; the warps
+    take the pieces of a row in turn.  Rows are padded by 16 bytes, so that ldmatrix meets no bank conflict.
     """
     tid, _, _ = cute.arch.thread_idx()
     lane = cute.arch.lane_idx()
@@ -166,7 +166,7 @@ def scalar_product(
     m: cutlass.Constexpr, n: cutlass.Constexpr, k: cutlass.Constexpr, accumulate: cutlass.Constexpr,
     wide: cutlass.Constexpr,
 ):  # fmt: skip
-    """As :func:`mma_product` for operands that no tensor core takes exactly: fp32 as fp32, integers as int32."""
+    """As a product of fragments, for what no tensor core takes exactly: fp32 as fp32, integers as int32."""
     tid, _, _ = cute.arch.thread_idx()
     for at in cutlass.range(tid, m * n, THREADS, unroll=1):
         row = at // n
@@ -187,7 +187,7 @@ def copy_rows(
     source: cute.Pointer, source_pitch: Any, to: cute.Pointer, to_pitch: cutlass.Constexpr,
     rows: Any, tile_rows: cutlass.Constexpr, columns: cutlass.Constexpr, vector: cutlass.Constexpr,
 ):  # fmt: skip
-    """Begin to copy ``rows`` rows of global memory into a tile in 16-byte pieces; rows beyond them become zero.
+    """Begin to copy ``rows`` rows of global memory into a tile in 16-byte pieces; the others become zero.
 
     The caller commits the group and waits for it.
     """
@@ -217,10 +217,8 @@ def better(a: Any, at: Any, b: Any, where: Any) -> Any:
     if b > a:
         a = b
         at = where
-    else:
-        if b == a:
-            if where < at:
-                at = where
+    elif (b == a) & (where < at):
+        at = where
     return a, at
 
 

@@ -1,11 +1,11 @@
 """Weights stream through a ring in shared memory past the rows of the batch, which ride beside them.
 
 A CTA owns a run of units, 8 weight rows for each accumulator, and keeps all their accumulators in registers
-while K is the outer loop.  One stage of the ring holds ``chunk`` columns of the CTA's weight rows and of the
-batch rows, in whole 128-byte lines; all batch rows meet a weight while it is there.  Within a stage the warps form a grid: ``warps_n`` divide the units,
-``warps_k`` the columns.  At the end the parts of the ``warps_k`` warps are added in fixed order, and one warp
-finishes each unit in registers.  The weights are `[out, in]`, so a weight row is the n side of
-``mma.m16n8k16`` and the batch its m side.
+while K is the outer loop.  One stage of the ring holds ``chunk`` columns of the CTA's weight rows and of
+the batch rows, in whole 128-byte lines; all batch rows meet a weight while it is there.  Within a stage the
+warps form a grid: ``warps_n`` divide the units, ``warps_k`` the columns.  At the end the parts of the
+``warps_k`` warps are added in fixed order, and one warp finishes each unit in registers.  The weights are
+`[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
 
 The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of row g, 8 columns, which feed
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
