@@ -68,7 +68,6 @@ class Diag(Enum):
     # --- front end: calls, types, placement
     UNKNOWN_OP = ("unknown operation {name!r}", "{fix}")
     UNSUPPORTED = ("{name} of pypto.language is not supported: {why}", "{fix}")
-    BACKEND_OP = ("{op} has no lowering on the backend {backend}: {why}", "{fix}")
     UNKNOWN_KEYWORD = ("{op} has no parameter {keyword!r}", "{op} takes: {known}")
     BAD_CALL = ("{op}: {why}", "signature: {signature}")
     BAD_ARGUMENT = ("{op}: {why}", "{fix}")
@@ -92,6 +91,7 @@ class Diag(Enum):
         "{op} cannot run under SplitMode.{mode}: {why}",
         "use pl.SplitMode.{other}, or move this op out of the region",
     )
+    BACKEND_OP = ("{op} has no lowering on the backend {backend}: {why}", "{fix}")
     BUDGET = (
         "region {region!r} needs {need} bytes of {space} ({tile}: {bytes} bytes), {target} has {limit}",
         "{fix}",

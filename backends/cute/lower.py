@@ -201,11 +201,14 @@ class Lowering:
     def branch(self, s: If, state: _State) -> None:
         if not has_region((s,)):
             state.prelude.append(s)
-            return
-        for body, wanted in ((s.then, True), (s.orelse, False)):
-            state.guards.append((s.cond, wanted))
-            self.block(body, state)
-            state.guards.pop()
+            for x in walk((s,)):
+                if isinstance(x, Let) and isinstance(x.results[0].type if x.results else None, TensorType):
+                    self.let(x, state)
+        else:
+            for body, wanted in ((s.then, True), (s.orelse, False)):
+                state.guards.append((s.cond, wanted))
+                self.block(body, state)
+                state.guards.pop()
         for m in s.merged:
             if isinstance(m.result.type, TensorType):
                 a, b = state.views[m.then], state.views[m.orelse]  # type: ignore[index]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,10 @@ class Staged:
         local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
             st.var for st in s.body if isinstance(st, Bind)
         }
-        written = {st.arg("target") for st in s.body if isinstance(st, Let) and st.op.name == "store"}
+        written = [x for x in stores_in(s.body) if x not in k.views]
+        if written:  # through a view that is made inside: it may be of any tensor
+            return None
+        bases = {k.views[x].base for x in stores_in(s.body)}
         ready: set[Expr] = {s.var}
         scalars: list[Stmt] = []
         loads: list[Let] = []
@@ -57,7 +61,7 @@ class Staged:
             elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
                 scalars.append(st)
                 ready.add(st.result)
-            elif isinstance(st, Let) and st.op.name == "load" and known(st) and st.arg("t") not in written:
+            elif isinstance(st, Let) and st.op.name == "load" and known(st):
                 t = st.result.type
                 assert isinstance(t, TileType)
                 per = 16 // t.dtype.bytes
@@ -65,6 +69,7 @@ class Staged:
                     t.rank == 2
                     and t.shape[1] % per == 0
                     and k.uses[st.result]
+                    and runs_ahead(k, st, bases)
                     and _staged_use(s.body, st.result)
                 ):
                     loads.append(st)
@@ -139,15 +144,29 @@ class Staged:
             k.text.line(f"{self.slot} = Int32(0)")
 
 
-def runs_ahead(k: Kernel, load: Let) -> bool:
-    """Whether a load can be copied in 16-byte pieces."""
+def stores_in(body: Block) -> Iterator[Var]:
+    """The tensors and views that a block writes to."""
+    for st in body:
+        if isinstance(st, If):
+            yield from stores_in(st.then)
+            yield from stores_in(st.orelse)
+        elif isinstance(st, For):
+            yield from stores_in(st.body)
+        elif isinstance(st, Let) and st.op.name in ("store", "write_tensor") and isinstance(st.args[0], Var):
+            yield st.args[0]
+
+
+def runs_ahead(k: Kernel, load: Let, written: set[Var]) -> bool:
+    """Whether a load can be copied in 16-byte pieces, from a tensor that the loop does not write."""
+    tensor = load.arg("t")
+    if not isinstance(tensor, Var) or tensor not in k.views or k.views[tensor].base in written:
+        return False
     shape, at = (tuple(index(x) for x in load.arg(n)) for n in ("shape", "offset"))  # type: ignore[union-attr, arg-type]
     limits = load.arg("valid_shape")
-    whole = not isinstance(limits, tuple) or limits[-1] == shape[-1]
+    whole = not isinstance(limits, tuple) or as_dim(index(limits[-1])) == as_dim(shape[-1])
     if not whole or load.arg("clamp") or load.arg("drop_dims") or load.arg("pad_value") is not None:
         return False
-    box = k.view_of(load.arg("t")).moved(tuple(as_dim(x) for x in shape), at)
-    return aligned_pitch(box) is not None
+    return aligned_pitch(k.views[tensor].moved(tuple(as_dim(x) for x in shape), at)) is not None
 
 
 def _staged_use(body: Block, var: Var) -> bool:

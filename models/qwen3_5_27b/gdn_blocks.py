@@ -120,7 +120,7 @@ def conv(v: Tensors, c: Config, p: Precision) -> None:
     qkv = _columns(v, c, p)[0][live]
     for seq, own in eq.by_sequence(rows):
         window = reference.conv_window(qkv[own], seq, v, c, p)
-        y = p.rnd(eq.silu(reference.convolve(window, v["conv_weight"], p)))
+        y = reference.convolve(window, v["conv_weight"], p)
         v["mixed"][live[own]] = y.to(v["mixed"].dtype)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from ..ir.graph import TaskGraph
-from ..ir.nodes import Block, Region, Stmt
-from ..ir.rewrite import children, with_children
+from ..ir.nodes import Block, Let, Region, Stmt
+from ..ir.rewrite import children, walk, with_children
 from ..target import Target
 from .inputs import Inputs
 from .operations import Pipe
@@ -36,9 +36,17 @@ def loads_by_block(
     return tuple(found)
 
 
+def _writes_elements(body: Block) -> bool:
+    return any(isinstance(s, Let) and s.op.name == "write_tensor" for s in walk(body))
+
+
 def _without_others(graph: TaskGraph, index: int) -> TaskGraph:
-    """The program with every other region empty: a launch of the one costs no walk of the rest."""
-    empty = {id(t.region): replace(t.region, body=()) for t in graph.tasks if t.index != index}
+    """The program with every other region empty: a launch of the one costs no walk of the rest.
+
+    Regions that write single elements stay: what they write may decide what the one does.
+    """
+    others = (t.region for t in graph.tasks if t.index != index)
+    empty = {id(r): replace(r, body=()) for r in others if not _writes_elements(r.body)}
 
     def block(body: Block) -> Block:
         return tuple(map(statement, body))

@@ -8,7 +8,8 @@ operations in program order; ``after`` are positions of earlier ones that must b
   loop is one with stage 1, so that its trips do not overlap;
 * vector operations take OpDef.cost elements (of one lane if the tile is split), matrix products OpDef.cost
   flops, loads and stores the bytes of their valid rectangle.  Views and moves within a core are free, and
-  so are scalars: elements that are read or written one by one count as bytes and take no time;
+  so are scalars: elements that are read or written one by one count as bytes and take no time, and what a
+  region writes so is known to those behind it;
 * a tile that crosses between cube and vector unit through global memory is written and read there once each;
 * of the loads of one task, a box that is loaded again comes from L2, if the task's distinct boxes of the
   tensor fit there.  Loads share that evenly, whichever is first.
@@ -57,6 +58,8 @@ class _Walker:
         self.of_task: dict[int, list[int]] = {}
         self.facts: dict[int, Facts] = {}
         self.timed: dict[int, bool] = {}
+        self.elements: dict[Var, dict[tuple[int, ...], Value]] = {}  # written one by one, by tensor
+        self.unsure = 0  # depth of branches that may not be taken
         for p in graph.function.params:
             t = p.var.type
             self.env[p.var] = _Buffer(p.var) if isinstance(t, TensorType) else inputs.argument(p.var)
@@ -180,10 +183,31 @@ class _Walker:
             base = self.env[s.args[0]]  # type: ignore[index]
             at = [self.value(x) for x in arg_exprs(s.args[1])]
             known = not base.view and isinstance(s.result.type, ScalarType)
-            self.env[s.result] = self.inputs.element(base.root.name, at) if known else None
+            self.env[s.result] = self.element(base.root, at) if known else None
+        elif s.op.name == "write_tensor":
+            base = self.env[s.args[0]]  # type: ignore[index]
+            at = [self.value(x) for x in arg_exprs(s.args[1])]
+            self.write(base, at, self.operand(s.args[2]))  # type: ignore[arg-type]
         else:
             for v in s.results:
                 self.env[v] = None
+
+    def element(self, tensor: Var, at: list[Value]) -> Value:
+        """An element that the program wrote before, or of an argument; None if it is not known."""
+        written = self.elements.get(tensor)
+        if written is not None and None not in at:
+            place = tuple(int(i) for i in at if i is not None)
+            if place in written:
+                return written[place]
+        return self.inputs.element(tensor.name, at)
+
+    def write(self, buffer: _Buffer, at: list[Value], value: Value) -> None:
+        """Remember an element; a write to an unknown place, or through a view, forgets the tensor's."""
+        written = self.elements.setdefault(buffer.root, {})
+        if buffer.view or None in at:
+            written.clear()
+        else:
+            written[tuple(int(i) for i in at if i is not None)] = None if self.unsure else value
 
     # ---- what is static about an op
     def fact(self, s: Let) -> Facts:
@@ -350,6 +374,7 @@ class _BlockWalker:
         before, first = dict(self.env), len(self.out)
         stored = dict(self.stored)
         cost = []
+        self.w.unsure += 1
         for body in (s.then, s.orelse):
             self.env.clear()
             self.env.update(before)
@@ -358,12 +383,14 @@ class _BlockWalker:
             self.block(body)
             cost.append(sum(self.seconds(o) for o in self.out[first:]))
         if cost[0] <= cost[1]:
+            self.w.unsure -= 1
             return False
         self.env.clear()
         self.env.update(before)
         self.stored = dict(stored)
         del self.out[first:]
         self.block(s.then)
+        self.w.unsure -= 1
         return True
 
     def seconds(self, o: Operation) -> float:

@@ -19,7 +19,7 @@ SOFTMAX = str(EXAMPLES / "softmax.py")
 def test_emit_prints_the_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["emit", SOFTMAX, "-p", "gb10"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith('"""softmax for gb10 (sm_121a).') and "@cute.kernel" in text
+    assert text.startswith('"""softmax for gb10 (sm_121a),') and "@cute.kernel" in text
     compile(text, "emitted.py", "exec")  # it is Python
 
 

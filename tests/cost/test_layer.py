@@ -26,7 +26,7 @@ def tensors() -> dict[str, torch.Tensor]:
 
 
 def layer(target: str = "a2a3", persistent: bool = False) -> Estimate:
-    compiled = step(TINY, "skip", f"{target}sim").compiled
+    compiled = step(TINY, "skip", platform=f"{target}sim").compiled
     given = from_arguments(compiled.function, tensors())
     return estimate(compiled.graph, load_target(target), given, persistent=persistent)
 

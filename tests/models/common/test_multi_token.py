@@ -104,7 +104,7 @@ ENTRIES = {k.name: k for k in (rows_entry, enter_entry, rope_entry, attention_en
 # Qwen3.5's full-attention layer: gate heads first, 256 dims of which 64 turn, groups of six, Gemma norms
 GATED: dict[str, Any] = {
     "GEMMA_NORM": True, "Q_HEADS": 12, "KV_HEADS": 2, "GROUP": 6, "HEAD_DIM": 256, "HALF_DIM": 32,
-    "GATE_HEADS": 12, "SCALE": 1 / 16, "Q_ROWS": 16, "KV_ROWS": 8, "HEADS": 28, "Q_WIDTH": 12 * 256,
+    "GATE_HEADS": 12, "SCALE": 1 / 16, "HEADS": 28, "Q_WIDTH": 12 * 256,
 }  # fmt: skip
 
 

@@ -371,11 +371,18 @@ def test_full_size_compiles_without_warnings(platform: str, config: Config) -> N
 )
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_attention_fills_the_cores(platform: str, lengths: tuple[int, ...]) -> None:
-    """At full size a core gets at least two work items, as far as there are pages for them."""
+    """At full size a core gets at least two work items, as far as there are pages for them.
+
+    On a GPU two blocks share an SM, so that the last of the waves should be nearly full instead.
+    """
     target = program_on(platform).compiled.target
     items = sum(runs_of(lengths, FULL, constants(FULL, target.name)["TARGET_RUNS"])) * FULL.kv_heads
     pages = sum(math.ceil(n / FULL.page) for n in lengths) * FULL.kv_heads
-    assert items >= min(2 * target.cores, pages)
+    slots = 2 * target.cores
+    if target.is_scratchpad:
+        assert items >= min(slots, pages)
+    else:
+        assert items >= 0.9 * min(math.ceil(items / slots) * slots, pages)
 
 
 # --------------------------------------------------------------------------------------------------
