@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from pypto_models.ir.expr import Expr, Var
 from pypto_models.ir.nodes import Block, For, If, Let
-from pypto_models.ir.types import BF16, FP32, TileType
+from pypto_models.ir.types import BF16, TileType
 
 WARPS = 8
 THREADS = 32 * WARPS
@@ -149,7 +149,7 @@ def product_layout(let: Let) -> Layout:
     assert isinstance(out, TileType) and isinstance(a, TileType) and isinstance(b, TileType)
     rows, columns = out.shape
     depth = a.shape[1]
-    if let.arg("a_trans") or not (a.dtype == b.dtype == BF16 and out.dtype == FP32):
+    if let.arg("a_trans") or not (a.dtype == b.dtype == BF16 and out.dtype.is_float):
         return None
     if rows % 16 or columns % 8 or depth % 16:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pypto_models.ir.expr import index
 from pypto_models.ir.nodes import Let
 from pypto_models.ir.types import FP32, INT32, DType
 
@@ -11,6 +12,7 @@ from . import rules
 from .handlers import handles, result_type
 from .kernel import Kernel
 from .layouts import THREADS, WARPS, Dealt, Fragment, Rows
+from .places import offset
 from .rules import unsupported
 from .scalars import DSL_TYPES, literal
 from .tiles import Tile, as_type
@@ -235,8 +237,10 @@ def _matmul(k: Kernel, s: Let) -> None:
     accumulates = s.op.name == "matmul_acc"
     if s.arg("a_trans"):
         raise unsupported(s, "a_trans=True")
-    if accumulates and s.arg("init_cond") is not None:
-        raise unsupported(s, "init_cond")
+    if not out.dtype.is_float and out.dtype != INT32:
+        raise unsupported(s, f"a product of type {out.dtype}")
+    begins = s.arg("init_cond") if accumulates else None  # where true, the sums start from zero
+    anew = None if begins is None else f"Boolean({k.write(index(begins))})"  # type: ignore[arg-type]
     a, b = k.keep(s.arg("lhs")), k.keep(s.arg("rhs"))
     b_trans = bool(s.arg("b_trans"))
     m, n = out.shape
@@ -253,19 +257,34 @@ def _matmul(k: Kernel, s: Let) -> None:
             acc = acc if acc.layout in (None, layout) else k.stored(acc, "acc")
             with k.fragments(layout) as (i, c):
                 t.line(f"{sums.registers}[{i}] = {acc.value(t, c)}")
+            if anew is not None:
+                with t.nested(f"if {anew}:"):
+                    t.line(f"{sums.registers}.fill(Float32(0.0))")
         t.line(f"block.mma_fragments({pair}, {sums.registers}, {m}, {n}, {depth})")
-        k.tiles[s.result] = replace(sums, valid=valid)
+        k.tiles[s.result] = narrowed(replace(sums, valid=valid), out.dtype)
         return
-    if out.dtype not in (FP32, INT32):
-        raise unsupported(s, f"a product of type {out.dtype}")
-    place = k.place(s.result.name, out.shape, out.dtype)
+    wide = FP32 if out.dtype.is_float else INT32
+    place = k.place(s.result.name, out.shape, wide)
     if accumulates:
         k.fill(k.tile(s.arg("acc")), place, s.result)
-    else:
-        t.line("cute.arch.sync_threads()")
+    if anew is not None:
+        with t.nested(f"if {anew}:"), k.elements(out.shape) as at:
+            where = offset(at, out.shape, place.pitch)
+            t.line(f"block.element({place.name}, {where})[0] = {literal(0.0 if wide == FP32 else 0, wide)}")
+    t.line("cute.arch.sync_threads()")
     t.line(
         f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, "
-        f"{DSL_TYPES[out.dtype.name]})"
+        f"{DSL_TYPES[wide.name]})"
     )
     t.line("cute.arch.sync_threads()")
-    k.tiles[s.result] = k.from_shared(place, out.shape, valid)
+    k.tiles[s.result] = narrowed(k.from_shared(place, out.shape, valid), out.dtype)
+
+
+def narrowed(tile: Tile, dtype: DType) -> Tile:
+    """The tile in another type, rounded where it is read."""
+    if tile.dtype == dtype:
+        return tile
+    return Tile(
+        tile.shape, dtype, tile.valid, lambda t, c: as_type(tile.value(t, c), tile.dtype, dtype),
+        layout=tile.layout,
+    )  # fmt: skip
