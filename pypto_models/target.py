@@ -68,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Gpu:
-    """What schedules are planned with.  A core is an SM, a block a CTA; ``spaces`` has a block's shared memory.
+    """What schedules are planned with.  A core is an SM, a block a CTA; ``spaces`` is of a block.
 
     ``in_flight_bytes``: what an SM must have asked for at any time to read at the full bandwidth.
     """

@@ -14,21 +14,26 @@ from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer, decode_layer_with_head
 from models.qwen3_14b.inputs import make_inputs
 
-LAYER = LayerKind(
-    model="qwen3_14b",
-    title="Qwen3-14B decode layer",
-    name="full",
-    configs={"full": FULL, "tiny": TINY},
-    kernel=decode_layer,
-    kernel_with_head=decode_layer_with_head,
-    constants=constants,
-    make_inputs=make_inputs,
-    golden=reference.golden,
-    exact=reference.exact,
-    outputs=reference.OUTPUTS,
-    written={"k_cache": cache_rows, "v_cache": cache_rows},
-    head_chunk=VOCAB_GRANULE,
-)
+
+def _layer() -> LayerKind:
+    return LayerKind(
+        model="qwen3_14b",
+        title="Qwen3-14B decode layer",
+        name="full",
+        configs={"full": FULL, "tiny": TINY},
+        kernel=decode_layer,
+        kernel_with_head=decode_layer_with_head,
+        constants=constants,
+        make_inputs=make_inputs,
+        golden=reference.golden,
+        exact=reference.exact,
+        outputs=reference.OUTPUTS,
+        written={"k_cache": cache_rows, "v_cache": cache_rows},
+        head_chunk=VOCAB_GRANULE,
+    )
+
+
+LAYER = _layer()
 
 SCRIPT = Path(__file__).with_name("decode_layer.py")
 

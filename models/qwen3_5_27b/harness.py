@@ -16,10 +16,11 @@ from models.qwen3_5_27b.constants import constants
 from models.qwen3_5_27b.full_layer import full_decode_layer, full_decode_layer_with_head
 from models.qwen3_5_27b.gdn_layer import gdn_decode_layer, gdn_decode_layer_with_head
 from models.qwen3_5_27b.inputs import make_inputs
+from models.qwen3_5_27b.reference import Layer
 from pypto_models.language import Kernel
 
 
-def _layer(name: str, kernels: tuple[Kernel, Kernel], **written: Any) -> LayerKind:
+def _layer(name: Layer, kernels: tuple[Kernel, Kernel], **written: Any) -> LayerKind:
     return LayerKind(
         model="qwen3_5_27b",
         title=f"Qwen3.5-27B decode layer ({name})",

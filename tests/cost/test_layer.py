@@ -134,7 +134,7 @@ def test_trace_events(found: Estimate) -> None:
     for row in rows.values():
         assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-6 for a, b in zip(row, row[1:], strict=False))
     # Each operation lies within a block of its core, and each block within its task
-    tasks = {e["name"]: e for e in rows[0, 0]}
+    tasks = {e["name"]: e for (pid, _), row in rows.items() if pid == 0 for e in row}
     blocks = [e for (pid, tid), row in rows.items() if pid > 0 and tid == 0 for e in row]
     assert set(tasks) == {t.name for t in found.summary.tasks}
     for block in blocks:
