@@ -11,18 +11,10 @@ from __future__ import annotations
 import sys
 
 import pypto_models.language as pl
-from models.common.attention import attention
-from models.common.norm import apply_final_norm, apply_post_norm
-from models.common.projection import (
-    project_down,
-    project_gate_up,
-    project_logits,
-    project_out,
-    project_qkv,
-)
-from models.common.rope import rope_kv_write
-from models.common.rows import enter
-from models.common.sizes import DTYPE, GROUP, HEAD_DIM, KV_HEADS, Q_HEADS
+from models.common.layer import attention_layer
+from models.common.norm import apply_final_norm
+from models.common.projection import project_logits
+from models.common.sizes import DTYPE, HEAD_DIM, KV_HEADS, Q_HEADS
 from models.qwen3_14b.constants import cli_arguments as cli_arguments
 from models.qwen3_14b.constants import cli_constants as cli_constants
 
@@ -41,57 +33,6 @@ HALF_DIM = HEAD_DIM // 2
 Q_WIDTH = Q_HEADS * HEAD_DIM
 QKV_WIDTH = (Q_HEADS + 2 * KV_HEADS) * HEAD_DIM
 GATE_UP_WIDTH = 2 * INTERMEDIATE
-
-
-@pl.jit.inline
-def decoder_layer(
-    hidden: pl.Tensor,
-    positions: pl.Tensor,
-    slot_mapping: pl.Tensor,
-    cu_q: pl.Tensor,
-    ctx: pl.Tensor,
-    block_table: pl.Tensor,
-    k_cache: pl.Tensor,
-    v_cache: pl.Tensor,
-    w_qkv: pl.Tensor,
-    w_o: pl.Tensor,
-    w_gate_up: pl.Tensor,
-    w_down: pl.Tensor,
-    input_norm: pl.Tensor,
-    post_norm: pl.Tensor,
-    q_norm: pl.Tensor,
-    k_norm: pl.Tensor,
-    rope_cos: pl.Tensor,
-    rope_sin: pl.Tensor,
-    next_hidden: pl.Tensor,
-):
-    """One decoder layer: writes `next_hidden` [T, H] and this step's rows of the caches."""
-    rows = pl.tensor.dim(hidden, 0)
-    width = hidden.shape[1]
-
-    # Scope 1: input norm and the stacked q, k, v projection
-    residual = pl.create_tensor([rows, width], DTYPE)
-    normed = pl.create_tensor([rows, width], DTYPE)
-    qkv = pl.create_tensor([rows, w_qkv.shape[0]], pl.FP32)
-    residual, normed = enter(hidden, input_norm, slot_mapping, cu_q, ctx, residual, normed)
-    qkv = project_qkv(normed, w_qkv, qkv)
-
-    # Scope 2: per-head norms, RoPE, KV write, attention, output projection and its residual
-    q = pl.create_tensor([KV_HEADS, rows * GROUP, HEAD_DIM], DTYPE)
-    attended = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
-    middle = pl.create_tensor([rows, width], DTYPE)
-    q = rope_kv_write(
-        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, k_cache, v_cache, q
-    )
-    attended = attention(q, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, attended)
-    middle = project_out(attended, w_o, residual, middle)
-
-    # Scope 3: MLP and its residual
-    mlp_in = pl.create_tensor([rows, width], DTYPE)
-    act = pl.create_tensor([rows, w_down.shape[1]], DTYPE)
-    mlp_in = apply_post_norm(middle, post_norm, mlp_in)
-    act = project_gate_up(mlp_in, w_gate_up, act)
-    return project_down(act, w_down, middle, next_hidden)
 
 
 @pl.jit
@@ -119,7 +60,7 @@ def decode_layer(
     normed: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
 ):
     """A decoder layer and the final norm of its output: the step without the LM head."""
-    next_hidden = decoder_layer(
+    next_hidden = attention_layer(
         hidden, positions, slot_mapping, cu_q, ctx, block_table, k_cache, v_cache, w_qkv, w_o, w_gate_up,
         w_down, input_norm, post_norm, q_norm, k_norm, rope_cos, rope_sin, next_hidden,
     )  # fmt: skip
@@ -153,7 +94,7 @@ def decode_layer_with_head(
     logits: pl.Out[pl.Tensor[[TOKENS, VOCAB_ROWS], DTYPE]],
 ):
     """A decoder layer, the final norm and the LM head."""
-    next_hidden = decoder_layer(
+    next_hidden = attention_layer(
         hidden, positions, slot_mapping, cu_q, ctx, block_table, k_cache, v_cache, w_qkv, w_o, w_gate_up,
         w_down, input_norm, post_norm, q_norm, k_norm, rope_cos, rope_sin, next_hidden,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pypto_models.language as pl
+from models.common.layer import attention_layer
 from models.common.programs import DecoderModel
 from models.common.sizes import DTYPE, HEAD_DIM
 from models.qwen3_14b import weights
@@ -22,7 +23,6 @@ from models.qwen3_14b.decode_layer import (
     ROPE_ROWS,
     SEQ_PAGES,
     TOKENS,
-    decoder_layer,
 )
 
 
@@ -49,7 +49,7 @@ def layer_step(
     next_hidden: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
 ):
     """One decoder layer of a step."""
-    next_hidden = decoder_layer(
+    next_hidden = attention_layer(
         hidden, positions, slot_mapping, cu_q, ctx, block_table, k_cache, v_cache, w_qkv, w_o, w_gate_up,
         w_down, input_norm, post_norm, q_norm, k_norm, rope_cos, rope_sin, next_hidden,
     )  # fmt: skip

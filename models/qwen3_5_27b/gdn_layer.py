@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pypto_models.language as pl
 from models.common.delta_net import delta_rule, gdn_conv, gdn_gates, gdn_out_norm
-from models.common.norm import apply_final_norm, apply_post_norm
+from models.common.layer import mlp
+from models.common.norm import apply_final_norm
 from models.common.projection import (
-    project_down,
-    project_gate_up,
     project_logits,
     project_out,
     project_qkv,
@@ -85,11 +84,7 @@ def gdn_layer(
     middle = project_out(gated, w_out, residual, middle)
 
     # Scope 3: MLP and its residual
-    mlp_in = pl.create_tensor([rows, width], DTYPE)
-    act = pl.create_tensor([rows, w_down.shape[1]], DTYPE)
-    mlp_in = apply_post_norm(middle, post_norm, mlp_in)
-    act = project_gate_up(mlp_in, w_gate_up, act)
-    return project_down(act, w_down, middle, next_hidden)
+    return mlp(middle, post_norm, w_gate_up, w_down, next_hidden)
 
 
 @pl.jit

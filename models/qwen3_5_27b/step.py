@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pypto_models.language as pl
+from models.common.layer import attention_layer
 from models.common.programs import DecoderModel
 from models.common.sizes import DTYPE, HEAD_DIM, SPAN, TAPS, V_DIM, V_HEADS
 from models.qwen3_5_27b import weights
@@ -22,7 +23,6 @@ from models.qwen3_5_27b.full_layer import (
     ROPE_ROWS,
     SEQ_PAGES,
     TOKENS,
-    full_layer,
 )
 from models.qwen3_5_27b.gdn_layer import CONV_DIM, CONV_ROWS, IN_WIDTH, STATE_ROWS, V_WIDTH, gdn_layer
 
@@ -50,7 +50,7 @@ def full_step(
     next_hidden: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
 ):
     """One gated full-attention layer of a step."""
-    next_hidden = full_layer(
+    next_hidden = attention_layer(
         hidden, positions, slot_mapping, cu_q, ctx, block_table, k_cache, v_cache, w_qkv, w_o, w_gate_up,
         w_down, input_norm, post_norm, q_norm, k_norm, rope_cos, rope_sin, next_hidden,
     )  # fmt: skip
