@@ -22,7 +22,7 @@ from .tensors import View
 from .text import Text
 from .tiles import Coordinates, Shared, Tile, inside
 
-UNROLL = 8  # of loops that only read scalars: their loads then wait together
+UNROLL = 4  # of loops that only read scalars: their loads then wait together
 
 Handler = Callable[["Kernel", Let], None]
 
