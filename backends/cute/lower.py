@@ -6,18 +6,15 @@ them: nothing waits for the host.  A condition on such scalars guards the kernel
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pypto_models.ir.expr import Const, Expr, Var, free_vars, substitute
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
-from pypto_models.ir.rewrite import Rewriter, defs, uses, walk
+from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TensorType
 from pypto_models.language.entry import written_params
-from pypto_models.passes.task_graph import build as build_graph
-from pypto_models.schedule import Override, RegionDomain, Schedule, region_domains
-from pypto_models.schedule.overrides import NONE, check_names
 from pypto_models.target import Target
 
 from . import reductions as reductions  # registers its handlers
@@ -25,11 +22,9 @@ from .handlers import HANDLERS
 from .kernel import THREADS, Kernel
 from .matching import Product, match
 from .rules import refused
-from .source import kernel_text, module_source
-from .streaming import arguments, emit, in_words, schedule_of
+from .streaming import RESERVED, Plan, emit
+from .streaming import plan as plan_stream
 from .tensors import View
-
-RESERVED = 1024  # bytes of shared memory that the system keeps per block
 
 
 @dataclass(frozen=True)
@@ -43,10 +38,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class KernelSource:
-    """One kernel: its text, threads, bytes of shared memory, and how it was lowered.
-
-    ``parameters`` are (name, kind); a stream has a ``schedule``.
-    """
+    """One kernel: its text, threads, bytes of shared memory, and how it was lowered."""
 
     name: str
     region: str
@@ -55,8 +47,7 @@ class KernelSource:
     threads: int
     shared_bytes: int
     how: str  # "stream", or why it runs block by block
-    parameters: tuple[tuple[str, str], ...]
-    schedule: Schedule | None = None
+    parameters: tuple[tuple[str, str], ...]  # (name, kind)
 
 
 @dataclass(frozen=True)
@@ -86,59 +77,12 @@ class _State:
     prelude: list[Stmt]  # scalar statements so far, in order
     env: dict[Var, Expr] = field(default_factory=dict)  # scalars known to the host
     guards: list[tuple[Expr, bool]] = field(default_factory=list)
-    written: dict[Var, int] = field(default_factory=dict)  # by a region: how long the prelude was then
-
-    @property
-    def known(self) -> dict[Var, Expr]:
-        """Scalars without device data."""
-        return {v: e for v, e in self.env.items() if not any(True for _ in free_vars(e))}
-
-    def remember(self, s: Stmt) -> None:
-        """A scalar statement, as it is in this trip of the loops around it."""
-        new = Rewriter(self.known).stmt(s)
-        self.prelude += new if isinstance(new, tuple) else (new,)
-
-    def base(self, x: object) -> Var | None:
-        """The tensor behind a view."""
-        return self.views[x].base if isinstance(x, Var) and x in self.views else None
-
-    def slice(self, needed: set[Expr]) -> Block:
-        """The scalar statements that ``needed`` depends on, in order.
-
-        Raises UserError if one of them reads what a region has written since.
-        """
-        out: list[Stmt] = []
-        wanted = set(needed)
-        for i, s in reversed(list(enumerate(self.prelude))):
-            if wanted.isdisjoint(defs(s)):
-                continue
-            for read in walk((s,)):
-                if not isinstance(read, Let) or read.op.name != "read_tensor":
-                    continue
-                tensor = self.base(read.args[0])
-                if tensor is not None and self.written.get(tensor, -1) > i:
-                    name, fix = f"the scalar {defs(s)[0].name}", "read it again after the region"
-                    why = f"it is read from {tensor.name} before a region that writes that, and used after it"
-                    raise refused(read.span, name, why, fix)
-            out.append(s)
-            wanted.difference_update(defs(s))
-            wanted |= set(uses((s,)))
-        return tuple(reversed(out))
 
 
 class Lowering:
-    def __init__(
-        self,
-        function: Function,
-        target: Target,
-        domains: Sequence[RegionDomain],
-        given: Mapping[str, Override],
-    ) -> None:
+    def __init__(self, function: Function, target: Target) -> None:
         self.function = function
         self.target = target
-        self.domains = {id(d.task.region): d for d in domains}
-        self.given = given
-        check_names(given, (d.name for d in domains))
         self.kernels: list[KernelSource] = []
         self.launches: list[Launch] = []
         self.workspaces: list[Workspace] = []
@@ -183,7 +127,7 @@ class Lowering:
             self.let(s, state)
         elif isinstance(s, Bind):
             state.env[s.var] = substitute(s.value, state.env)
-            state.remember(s)
+            state.prelude.append(s)
         elif isinstance(s, For):
             self.loop(s, state)
         elif isinstance(s, If):
@@ -212,7 +156,7 @@ class Lowering:
             k.let(s)
             state.views[s.result] = k.views[s.result]
         elif s.op.name == "read_tensor":
-            state.remember(s)
+            state.prelude.append(s)
         elif s.op.name in ("task_dummy", "array_create", "array_set", "array_get"):
             return  # kernels run in program order
         else:
@@ -232,7 +176,7 @@ class Lowering:
 
     def loop(self, s: For, state: _State) -> None:
         if not has_region(s.body):
-            state.remember(s)
+            state.prelude.append(s)
             return
         bounds = [self.host(x, state, s) for x in (s.start, s.stop, s.step)]
         if not all(isinstance(b, Const) for b in bounds):
@@ -256,7 +200,7 @@ class Lowering:
 
     def branch(self, s: If, state: _State) -> None:
         if not has_region((s,)):
-            state.remember(s)
+            state.prelude.append(s)
             for x in walk((s,)):
                 if isinstance(x, Let) and isinstance(x.results[0].type if x.results else None, TensorType):
                     self.let(x, state)
@@ -276,24 +220,21 @@ class Lowering:
 
     # ------------------------------------------------------------------------------------------ regions
     def region(self, s: Region, state: _State) -> None:
-        known = state.known
-        prelude = state.slice({*uses(s.body), *(v for c, _ in state.guards for v in free_vars(c))})
+        known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
+        needed = set(uses(s.body)) | {v for c, _ in state.guards for v in free_vars(c)}
+        prelude = slice_of(state.prelude, set(needed))
         matched = match(s) if not state.guards else "it runs under a condition"
         name = self.unique(s.name)
-        domain = self.domains[id(s)]
-        written = {state.base(a.tensor) for a in domain.task.writes} - {None}
-        state.written |= {v: len(state.prelude) for v in written if v is not None}
-        given = self.given.get(domain.name, NONE)
-        why = matched if isinstance(matched, str) else ""
-        if isinstance(matched, Product):
-            schedule = schedule_of(domain, self.target, given)
-            if isinstance(schedule, Schedule):
-                self.streamed(s, name, matched, schedule, state, prelude, known)
-                return
-            why = schedule
-        if given.values:
-            hint = "leave the region out of schedule:"
-            raise given.error(f"{domain.name} runs block by block on the backend cute: {why}", hint)
+        if (
+            isinstance(matched, Product)
+            and isinstance(matched.blocks, Const)
+            and self.plan_for(matched) is not None
+        ):
+            plan = self.plan_for(matched)
+            assert plan is not None
+            self.streamed(s, name, matched, plan, state, prelude, known)
+            return
+        why = matched if isinstance(matched, str) else "its product does not fit shared memory"
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
         trial = guarded(s, state, prelude, known, 1 << 40)
         fixed = trial.buffers.bytes - trial.ring_bytes
@@ -310,12 +251,18 @@ class Lowering:
         body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
         self.add(kernel, name, s, body, "", THREADS, kernel.buffers.bytes, why, grid, state)
 
+    def plan_for(self, product: Product) -> Plan | None:
+        try:
+            return plan_stream(product, self.target)
+        except ValueError:
+            return None
+
     def streamed(
         self,
         s: Region,
         name: str,
         product: Product,
-        schedule: Schedule,
+        plan: Plan,
         state: _State,
         prelude: Block,
         known: dict[Var, Expr],
@@ -332,7 +279,12 @@ class Lowering:
         for fn, args, lines in parts.functions:
             inner += ["@cute.jit", f"def {name}_{fn}({', '.join(args)}):", unpack, *lines, "", ""]
         x_pitch, w_pitch = (state.views[p.args[0]].strides[0] for p in (product.x, product.weights[0]))  # type: ignore[index]
-        fields = arguments(product, schedule, expr_text(x_pitch), expr_text(w_pitch), name)
+        fields = (
+            f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
+            f"units={plan.units}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
+            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, "
+            f"m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
+        )
         env = f"({', '.join(parts.env)},)"
         run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env})"
         self.add(
@@ -341,12 +293,11 @@ class Lowering:
             s,
             [*wait, *kernel.text.lines, run],
             "\n".join(inner),
-            schedule.threads,
-            schedule.shared_bytes,
+            plan.threads,
+            plan.shared_bytes,
             "stream",
-            str(schedule.ctas),
+            str(plan.ctas),
             state,
-            schedule,
         )
 
     def add(
@@ -361,7 +312,6 @@ class Lowering:
         how: str,
         grid: str,
         state: _State,
-        schedule: Schedule | None = None,
     ) -> None:
         parameters: list[tuple[str, str]] = []
         arguments: list[tuple[str, str]] = []
@@ -377,10 +327,9 @@ class Lowering:
             arguments.append(
                 ("scalar", expr_text(self.host(var, state, s)) if var not in self.names else self.names[var])
             )
-        words = in_words(schedule) if schedule is not None else []
-        text = head + kernel_text(name, s, parameters, body, threads, how, words)
+        text = head + kernel_text(name, s, parameters, body, threads, how)
         self.kernels.append(
-            KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters), schedule)
+            KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters))
         )
         self.launches.append(Launch(name, grid, tuple(arguments)))
 
@@ -421,19 +370,92 @@ def has_region(body: Block) -> bool:
     return any(isinstance(s, Region) for s in walk(body))
 
 
-def lower(
-    function: Function,
-    target: Target,
-    domains: Sequence[RegionDomain] | None = None,
-    given: Mapping[str, Override] | None = None,
-) -> Module:
-    """The kernels and launches of a function.
+def walk(body: Block) -> Iterator[Stmt]:
+    for s in body:
+        yield s
+        if isinstance(s, For | Scope | Region):
+            yield from walk(s.body)
+        elif isinstance(s, If):
+            yield from walk(s.then)
+            yield from walk(s.orelse)
 
-    ``domains`` are its regions' as :class:`pypto_models.backend.Compiled` has them, found here if they are
-    missing; ``given`` fixes parts of the schedules by region name.
 
-    Raises UserError for an op or a construct without a lowering, and for an override that cannot be.
-    """
-    if domains is None:
-        domains = region_domains(build_graph(function, target))
-    return Lowering(function, target, domains, given or {}).module()
+def slice_of(statements: list[Stmt], needed: set[Expr]) -> Block:
+    """The statements that ``needed`` depends on, in order."""
+    out: list[Stmt] = []
+    wanted = set(needed)
+    for s in reversed(statements):
+        if any(v in wanted for v in results(s)):
+            out.append(s)
+            wanted |= set(uses((s,)))
+            if isinstance(s, Let):
+                wanted |= {
+                    v
+                    for a in s.args
+                    if isinstance(a, tuple)
+                    for x in a
+                    if isinstance(x, Expr)
+                    for v in free_vars(x)
+                }
+    return tuple(reversed(out))
+
+
+def results(s: Stmt) -> list[Var]:
+    if isinstance(s, Let):
+        return list(s.results)
+    if isinstance(s, Bind):
+        return [s.var]
+    if isinstance(s, For):
+        return [c.result for c in s.carried]
+    if isinstance(s, If):
+        return [m.result for m in s.merged]
+    return []
+
+
+# -------------------------------------------------------------------------------------------------- text
+def kernel_text(
+    name: str, s: Region, parameters: list[tuple[str, str]], body: list[str], threads: int, how: str
+) -> str:
+    typed = [f"{n}: {'cute.Pointer' if k.startswith('pointer') else k}" for n, k in parameters]
+    head = [
+        "@cute.kernel",
+        f"def {name}({', '.join(typed)}):",
+        f'    """Line {s.span.line}: {how if how == "stream" else "block by block, since " + how}."""',
+    ]
+    if how != "stream":
+        head += [
+            "    tid, _, _ = cute.arch.thread_idx()",
+            "    cta, _, _ = cute.arch.block_idx()",
+            "    lane = cute.arch.lane_idx()",
+            "    warp = cute.arch.make_warp_uniform(tid // 32)",
+            "    smem = utils.SmemAllocator()",
+            "    cute.arch.griddepcontrol_launch_dependents()",
+            "    cute.arch.griddepcontrol_wait()",
+        ]
+    names = ", ".join(n for n, _ in parameters)
+    launcher = [
+        "",
+        "",
+        "@cute.jit",
+        f"def launch_{name}({', '.join(typed)}):",
+        f"    {name}({names}).launch(grid=[1, 1, 1], block=[{threads}, 1, 1], use_pdl=True)",
+    ]
+    return "\n".join([*head, *body, *launcher]) + "\n"
+
+
+def module_source(name: str, target: Target, kernels: list[KernelSource]) -> str:
+    head = f'''"""{name} for {target.name} ({target.arch}), written by the compiler: one kernel per region."""
+
+import cutlass
+import cutlass.cute as cute
+import cutlass.utils as utils
+from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32
+
+from backends.cute.device import block, stream
+'''
+    return "\n\n".join([head, *(k.text for k in kernels)])
+
+
+def lower(function: Function, target: Target) -> Module:
+    """The kernels and launches of a function."""
+    return Lowering(function, target).module()

@@ -1,18 +1,12 @@
-"""A streamed product as a kernel: the skeleton is device/stream.py, the region gives rows and epilogue.
-
-The schedule comes from the planner; ``accepts`` says which of its schedules the skeleton runs.
-"""
+"""A streamed product as a kernel: the skeleton is device/stream.py, the region gives rows and epilogue."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, Var, index
 from pypto_models.ir.nodes import Block, Let
 from pypto_models.ir.types import TileType
-from pypto_models.schedule import Override, RegionDomain, Schedule, plan
-from pypto_models.schedule.record import Ring, Stream
 from pypto_models.target import Target
 
 from .handlers import HANDLERS
@@ -22,68 +16,73 @@ from .tensors import View, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
-
-def accepts(schedule: Schedule) -> str | None:
-    """Why device/stream.py does not run a schedule, or None."""
-    s = schedule.stream
-    if s is None or schedule.ring is None:
-        return "it is no stream"
-    if s.slices > 1:
-        return "K is cut across CTAs"
-    if (s.owner, s.x_place) != ("cta", "ring"):
-        return "its ring is not one of the CTA for weights and rows of the batch"
-    if (s.batch, s.unit, s.major) != ("m", "m16n8", "k"):
-        return "the batch is not on the m side of an MMA over rows of weights"
-    if s.units != s.walkers:
-        return "a CTA makes several units"
-    if s.k % s.step or s.step % (s.line * s.warps_k):
-        return f"steps of {s.step} elements do not divide K, {s.k}, or the lines of {s.warps_k} warps"
-    return None
+ELEMENT = 2  # bytes of a weight
+RESERVED = 1024  # bytes of shared memory that the system keeps per block
+REGISTERS = 140  # accumulators that a thread holds besides its addresses
+LINE = 64
 
 
-def schedule_of(domain: RegionDomain, target: Target, given: Override) -> Schedule | str:
-    """The schedule of a region that is a product, or why it has none that the skeleton runs.
+@dataclass(frozen=True)
+class Plan:
+    """How a product is divided; see device/stream.py."""
 
-    Raises UserError for an override that leaves none.
+    ctas: int
+    warps_n: int
+    warps_k: int
+    chunk: int
+    stages: int
+    units: int
+    accumulators: int
+    m_tiles: int  # rows of the batch / 16
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.units // self.ctas) * self.accumulators
+
+    @property
+    def threads(self) -> int:
+        return 32 * self.warps_n * self.warps_k
+
+    @property
+    def shared_bytes(self) -> int:
+        stage = (self.tiles * UNIT + 16 * self.m_tiles) * self.chunk * ELEMENT
+        return max(self.stages * stage, self.warps_k * self.m_tiles * self.tiles * 512)
+
+
+def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
+    """The default plan: a CTA per core, the longest K pieces that leave three stages in shared memory.
+
+    Where the accumulators of a CTA's share would not fit its registers, more CTAs take turns.
     """
-    found = plan(domain, target, given, accepts)
-    if found.stream is not None:
-        return found
-    forbids = found.fixed_by
-    return f"line {forbids[0].line}: {forbids[0].why}" if forbids else "the planner has no stream for it"
-
-
-def parts_of(schedule: Schedule) -> tuple[Stream, Ring]:
-    if schedule.stream is None or schedule.ring is None:
-        raise InternalError(f"{schedule.region} is no stream")
-    return schedule.stream, schedule.ring
-
-
-def arguments(product: Product, schedule: Schedule, x_pitch: str, w_pitch: str, name: str) -> str:
-    """The constructor of the skeleton: its units are the granules of the record, its chunks the steps."""
-    s, ring = parts_of(schedule)
-    if (s.k, s.rows, s.accumulators) != (product.depth, product.rows, len(product.results)):
-        raise InternalError(f"{schedule.region}: the schedule is of another product")
-    return (
-        f"k={s.k}, x_pitch={x_pitch}, w_pitch={w_pitch}, units={s.all_granules}, "
-        f"accumulators={s.accumulators}, ctas={schedule.ctas}, warps_n={s.warps_n}, warps_k={s.warps_k}, "
-        f"chunk={s.step}, stages={ring.slots}, m_tiles={s.rows // 16}, "
-        f"unit_row={name}_unit_row, finish={name}_finish"
-    )
-
-
-def in_words(schedule: Schedule) -> list[str]:
-    """The schedule for those who read the emitted file."""
-    s, ring = parts_of(schedule)
-    widths = sorted({b - a for a, b in map(s.unit_columns, range(s.units))})
-    columns = str(widths[0]) if len(widths) == 1 else f"{widths[0]} to {widths[-1]}"
-    of = "" if s.accumulators == 1 else f" for each of {s.accumulators} accumulators"
-    weights = ", ".join(dict.fromkeys(w.tensor for w in s.weights))
-    return [
-        f"{schedule.ctas} CTAs of {schedule.threads} threads; each makes {columns} of {s.n} columns{of}.",
-        f"K, {s.k} elements, in steps of {s.step}; {s.warps_n} warps along columns x {s.warps_k} along K.",
-        f"{s.rows} rows of {s.x} share a ring with {weights}: {ring.slots} slots of {ring.slot_bytes} bytes.",
-    ]
+    assert isinstance(product.blocks, Const)
+    units = int(product.blocks.value) * product.width // UNIT
+    accumulators = len(product.results)
+    m_tiles = product.rows // 16
+    most = max(
+        1, 8 * (REGISTERS // (4 * m_tiles)) // accumulators
+    )  # units of a CTA, eight warps side by side
+    waves = -(-units // (target.cores * most))
+    ctas = min(units, target.cores * waves)
+    room = (limit or max(s.bytes for s in target.spaces.values() if s.align == 16)) - RESERVED
+    per_cta = -(-units // ctas)
+    best: Plan | None = None
+    for warps_k in (8, 4, 2, 1):
+        warps_n = 8 // warps_k
+        chunk = LINE * warps_k
+        if product.depth % chunk or -(-per_cta * accumulators // warps_n) * 4 * m_tiles > REGISTERS:
+            continue
+        stage = (per_cta * accumulators * UNIT + product.rows) * chunk * ELEMENT
+        stages = min(room // stage, 8)
+        made = Plan(ctas, warps_n, warps_k, chunk, stages, units, accumulators, m_tiles)
+        if made.shared_bytes > room:
+            continue
+        if stages >= 3:
+            return made
+        if stages >= 2 and best is None:
+            best = made
+    if best is None:
+        raise ValueError(f"no plan fits {room} bytes of shared memory")
+    return best
 
 
 @dataclass(frozen=True)

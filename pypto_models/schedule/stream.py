@@ -35,7 +35,6 @@ MAX_SLICES = 4  # measured: 4 slices reach 88 % of the read ceiling where 33 rea
 WARPS = 8  # measured: 16 warps that multiply are worse than 8
 SLOT_BYTES = 4096  # of a warp: amortises the wait for a group, and leaves the ring some slots
 OTHER_REGISTERS = 40  # addresses, counters, temporaries
-HELD_ROWS = 64  # of x, whose fragments of a line a warp holds at a time where the CTA owns the ring
 WEIGHT_REGISTERS = 16  # two ldmatrix of 4 registers for each of two cells
 EPILOGUE_VALUES = 2  # tiles of 8 columns beside the accumulators that an elementwise chain keeps at a time
 BANK_BYTES = 128  # of shared memory in a cycle
@@ -262,7 +261,7 @@ def _registers(s: Stream) -> Registers:
         own = -(-s.granules * s.accumulators // s.warps_n)
         pieces = -(-(s.granules * s.granule * s.accumulators + s.rows) * s.step * s.element_bytes // 16)
         places = 2 * -(-pieces // (32 * s.warps_n * s.warps_k))  # where each piece comes from
-        x = min(s.rows, HELD_ROWS) * s.line * s.element_bytes // (4 * 32)
+        x = s.rows * s.line * s.element_bytes // (4 * 32)  # all rows of a line meet a weight at once
         return Registers(own * tile, x, WEIGHT_REGISTERS // 2, 0, OTHER_REGISTERS + places)
     own = -(-s.granules // s.warps_n)
     accumulators = own * s.accumulators * tile

@@ -26,7 +26,6 @@ from cutlass import BFloat16, Float32, Int32, Int64
 M = 16  # rows of the batch on the m side of one MMA
 UNIT = 8  # weight rows of a unit: the n side of one MMA
 STEP = 64  # columns of a 128-byte line
-HELD = 4  # pieces of 16 rows of the batch whose fragments a warp holds at a time, at most
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,6 @@ class Stream:
     @property
     def threads(self) -> int:
         return 32 * self.warps
-
-    @property
-    def held(self) -> int:
-        """Pieces of 16 rows whose fragments a warp holds at a time: equal parts of all."""
-        return max(n for n in range(1, HELD + 1) if self.m_tiles % n == 0)
 
     @property
     def shared_elements(self) -> int:
@@ -169,22 +163,21 @@ class Stream:
                         )
 
         # --- K loop
-        warp_n = warp // self.warps_k
-        warp_k = warp % self.warps_k
+        warp_n = warp % self.warps_n
+        warp_k = warp // self.warps_n
         mine = -(-self.tiles // self.warps_n)
         acc = cute.make_rmem_tensor(cute.make_layout(((2, 2), 1, 1, mine, self.m_tiles)), Float32)
         acc.fill(0.0)
         g = lane // 4
         t = lane % 4
         flip = 4 * (g % 2)
-        held = self.held
         x_raw = cute.make_rmem_tensor(cute.make_layout((8, 2, 2)), BFloat16)  # element, row half, piece
-        x_mma = cute.make_rmem_tensor(cute.make_layout((8, 4, held)), BFloat16)
+        x_mma = cute.make_rmem_tensor(cute.make_layout((8, 4, self.m_tiles)), BFloat16)
         w_raw = cute.make_rmem_tensor(cute.make_layout((8, 2)), BFloat16)
         x_raw_pairs = cute.recast_tensor(x_raw, Int32)
         x_mma_pairs = cute.recast_tensor(x_mma, Int32)
         frag_x = cute.make_tensor(
-            x_mma.iterator, cute.make_layout(((2, 2, 2), 1, 4, held), stride=((1, 2, 4), 0, 8, 32))
+            x_mma.iterator, cute.make_layout(((2, 2, 2), 1, 4, self.m_tiles), stride=((1, 2, 4), 0, 8, 32))
         )
         frag_w = cute.make_tensor(w_raw.iterator, cute.make_layout(((2, 2), 1, 4), stride=((1, 2), 0, 4)))
         slot = Int32(0)
@@ -210,32 +203,28 @@ class Stream:
             cute.arch.cp_async_commit_group()
             for line in cutlass.range_constexpr(self.chunk // STEP // self.warps_k):
                 column = (warp_k + line * self.warps_k) * STEP
-                for first_m in cutlass.range_constexpr(0, self.m_tiles, held):
-                    for m in cutlass.range_constexpr(held):
+                for m in cutlass.range_constexpr(self.m_tiles):
+                    for j in cutlass.range_constexpr(2):
+                        for half in cutlass.range_constexpr(2):
+                            row = m * M + g + 8 * half
+                            at = slot * x_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
+                            cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
+                    for j in cutlass.range_constexpr(2):
+                        for i in cutlass.range_constexpr(2):
+                            for q in cutlass.range_constexpr(2):
+                                for half in cutlass.range_constexpr(2):
+                                    x_mma_pairs[half + 2 * q, 2 * j + i, m] = x_raw_pairs[2 * i + q, half, j]
+                for n in cutlass.range_constexpr(mine):
+                    tile = warp_n + n * self.warps_n
+                    if tile < self.tiles:
                         for j in cutlass.range_constexpr(2):
-                            for half in cutlass.range_constexpr(2):
-                                row = (first_m + m) * M + g + 8 * half
-                                at = slot * x_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
-                                cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
-                        for j in cutlass.range_constexpr(2):
-                            for i in cutlass.range_constexpr(2):
-                                for q in cutlass.range_constexpr(2):
-                                    for half in cutlass.range_constexpr(2):
-                                        pair = x_raw_pairs[2 * i + q, half, j]
-                                        x_mma_pairs[half + 2 * q, 2 * j + i, m] = pair
-                    for n in cutlass.range_constexpr(mine):
-                        tile = warp_n + n * self.warps_n
-                        if tile < self.tiles:
-                            for j in cutlass.range_constexpr(2):
-                                row = tile * UNIT + g
-                                at = slot * w_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
-                                cute.copy(vector, piece_of(ring, at), w_raw[None, j])
-                            for m in cutlass.range_constexpr(held):
-                                for q in cutlass.range_constexpr(4):
-                                    sums = acc[None, None, None, n, first_m + m]
-                                    cute.gemm(
-                                        mma, sums, frag_x[None, None, q, m], frag_w[None, None, q], sums
-                                    )
+                            row = tile * UNIT + g
+                            at = slot * w_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
+                            cute.copy(vector, piece_of(ring, at), w_raw[None, j])
+                        for m in cutlass.range_constexpr(self.m_tiles):
+                            for q in cutlass.range_constexpr(4):
+                                sums = acc[None, None, None, n, m]
+                                cute.gemm(mma, sums, frag_x[None, None, q, m], frag_w[None, None, q], sums)
             slot = slot + 1
             if slot == self.stages:
                 slot = Int32(0)
