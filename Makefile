@@ -37,7 +37,7 @@ demo: $(STAMP) ## one Qwen3-14B decode layer on the simulator: tiny, then full s
 	else exit $$code; fi
 
 # One thread per worker: more oversubscribe the cores.
-test: $(STAMP) ## the tests, without the slow ones
+test: $(STAMP) ## the tests, without the slow ones; EXPLORE=1 draws new random programs
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(TEST_WORKERS) --dist loadgroup
 
 # One at a time: these are the ones that fill the memory.  pytest exits with 5 when it collects nothing.

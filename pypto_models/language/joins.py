@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ..errors import Diag, InternalError, Span, UserError
 from ..ir.expr import Const, Expr, Var, free_vars
 from ..ir.nodes import Block, Carried, For, If, Merged, Stmt
-from ..ir.rewrite import Rewriter, defs, exits, inner_defs, operands, uses, walk
+from ..ir.rewrite import Rewriter, defs, exits, inner_defs, operands, walk
 from ..ir.types import INDEX, ArrayType, Dim, ScalarType, TensorType, TileType, Type
 from ..ops.common import same_dim
 from .context import Context, Names, Poisoned, Undefined
@@ -335,37 +335,38 @@ def _identity(x: Expr) -> object:
 class _DropJoins(Rewriter):
     """Drops carried and merged values that nothing reads."""
 
-    def __init__(self, read: frozenset[Var]) -> None:
+    def __init__(self, read: set[Var]) -> None:
         super().__init__()
         self.read = read
-        self.dropped = False
 
     def stmt(self, s: Stmt) -> Stmt | Block:
-        if isinstance(s, If) and s.merged:
-            merged = tuple(m for m in s.merged if m.result in self.read)
-            self.dropped |= len(merged) < len(s.merged)
-            s = replace(s, merged=merged)
-        elif isinstance(s, For) and s.carried:
-            inner = set(uses(s.body))
-            kept = []
-            for c in s.carried:
-                others = (o.next for o in s.carried if o is not c)
-                passed_on = any(c.param in free_vars(x) for x in others)
-                if c.result in self.read or c.param in inner or passed_on:
-                    kept.append(c)
-            self.dropped |= len(kept) < len(s.carried)
-            s = replace(s, carried=tuple(kept))
+        if isinstance(s, If):
+            s = replace(s, merged=tuple(m for m in s.merged if m.result in self.read))
+        elif isinstance(s, For):
+            s = replace(s, carried=tuple(c for c in s.carried if {c.param, c.result} & self.read))
         return self.descend(s)
 
 
 def drop_dead_joins(body: Block, needed: Iterable[Var] = ()) -> Block:
     """Remove carried and merged values that are never read; they come from names used as temporaries.
 
-    ``needed`` are variables that something after the block reads.
+    A value that only goes round and round, also through several loops, is not read.  ``needed`` are variables
+    that something after the block reads.
     """
-    kept = frozenset(needed)
-    while True:
-        pass_ = _DropJoins(kept | frozenset(uses(body)))
-        body = pass_.block(body)
-        if not pass_.dropped:
-            return body
+    fed_by: dict[Var, tuple[Expr, ...]] = {}  # joined value -> what it is joined of
+    read = set(needed)
+    for s in walk(body):
+        direct = list(operands(s))
+        if isinstance(s, For):
+            direct = [s.start, s.stop, s.step]
+            for c in s.carried:
+                fed_by[c.param] = fed_by[c.result] = (c.init, c.next)
+        elif isinstance(s, If):
+            fed_by |= {m.result: (m.then, m.orelse) for m in s.merged}
+        read.update(v for x in direct for v in free_vars(x))
+    pending = [v for v in read if v in fed_by]
+    while pending:
+        found = {v for x in fed_by[pending.pop()] for v in free_vars(x)} - read
+        read |= found
+        pending += (v for v in found if v in fed_by)
+    return body if read.issuperset(fed_by) else _DropJoins(read).block(body)

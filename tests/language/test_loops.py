@@ -488,3 +488,31 @@ def test_a_temporary_in_a_nest_of_loops_is_not_carried() -> None:
     run(nested_temporaries, x=x, first=first, out=out)
     assert torch.equal(first, x[:16])
     assert torch.equal(out, -x)
+
+
+@pl.jit
+def maybe_no_trip(
+    x: pl.Tensor[[64, 32], pl.FP32],
+    n: pl.Scalar[pl.INT32],
+    first: pl.Out[pl.Tensor[[16, 32], pl.FP32]],
+    out: pl.Out[pl.Tensor[[64, 32], pl.FP32]],
+):
+    with pl.at(level=CORE):
+        t = pl.slice(x, [16, 32], [0, 0])
+        first[:, :] = t
+    for i in pl.range(4):
+        with pl.at(level=CORE):
+            u = pl.slice(x, [16, 32], [i * 16, 0])
+            for _ in pl.range(n):
+                t = pl.neg(u)
+                u = pl.add(t, 1.0)
+            pl.assemble(out, u, [i * 16, 0])
+
+
+def test_a_temporary_that_only_goes_round_two_loops_is_not_carried() -> None:
+    fn = lowered(maybe_no_trip)
+    assert [len(f.carried) for f in loops(fn)] == [0, 1]
+    x, first, out = randn(64, 32), torch.empty(16, 32), torch.empty(64, 32)
+    for trips, expected in ((0, x), (1, 1 - x), (2, 1 - (1 - x))):
+        run(maybe_no_trip, x=x, n=trips, first=first, out=out)
+        assert torch.equal(out, expected)

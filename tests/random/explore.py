@@ -54,7 +54,7 @@ def explore(examples: int, seed: int | None = None) -> Counts:
 
 
 def chosen_seed() -> int:
-    """Another one in every run, but for CI, where a run repeats the last."""
+    """0, or with ``EXPLORE=1`` another one in every run."""
     return 0 if settings().derandomize else random.getrandbits(32)
 
 
