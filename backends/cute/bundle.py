@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pypto_models.ir.graph import dim_text
 from pypto_models.ir.nodes import Direction, Function
-from pypto_models.ir.types import ScalarType, TensorType
+from pypto_models.ir.types import INT64, ScalarType, TensorType
 from pypto_models.language.entry import written_params
 from pypto_models.target import Target
 
@@ -18,6 +18,7 @@ from .compiler import MachineCode, Progress
 from .cubin import resources
 from .lower import Module, lower
 from .manifest import FILE, SOURCE, KernelEntry, Launch, Manifest, Parameter, Workspace, digest
+from .timing import EVENTS, STAMPED, STAMPS
 
 _DIRECTIONS = {Direction.IN: "in", Direction.OUT: "out", Direction.INOUT: "inout"}
 ALIGNMENT_SLACK = 1024  # bytes that the allocator in a kernel may skip to align what it gives
@@ -31,9 +32,11 @@ class Built(NamedTuple):
     module: Module
 
 
-def build(function: Function, target: Target, progress: Progress | None = None) -> Built:
+def build(
+    function: Function, target: Target, progress: Progress | None = None, timing: bool = False
+) -> Built:
     """Lower a function for a GPU and compile it, or take its kernels from the cache."""
-    module = lower(function, target)
+    module = lower(function, target, timing)
     return assemble(function, target, module, machine_code(module, str(target.arch), progress))
 
 
@@ -52,11 +55,13 @@ def assemble(function: Function, target: Target, module: Module, code: Mapping[s
             )
         )  # fmt: skip
     manifest = Manifest(
-        name=module.name, target=target.name, arch=str(target.arch), parameters=parameters(function),
+        name=module.name, target=target.name, arch=str(target.arch),
+        parameters=(*parameters(function), *stamps_of(module)),
         workspaces=tuple(Workspace(w.name, w.dtype, w.shape) for w in module.workspaces),
         kernels=tuple(kernels),
         launches=tuple(Launch(x.kernel, x.grid, x.arguments) for x in module.launches),
-        source_sha256=digest(module.source.encode()), versions=compiler_versions(),
+        source_sha256=digest(module.source.encode()), early=module.early, fenced=module.fenced,
+        versions=compiler_versions(),
     )  # fmt: skip
     return Built(manifest, {name: c.cubin for name, c in code.items()}, module)
 
@@ -76,6 +81,14 @@ def parameters(function: Function) -> tuple[Parameter, ...]:
             assert isinstance(t, ScalarType)
             out.append(Parameter(p.name, "scalar", "in", str(t.dtype.torch_name)))
     return tuple(out)
+
+
+def stamps_of(module: Module) -> tuple[Parameter, ...]:
+    """The further output of a timing build, see timing.py; none otherwise."""
+    if not any((STAMPS, f"pointer:{INT64.name}") in k.parameters for k in module.kernels):
+        return ()
+    shape = (str(len(module.launches)), str(STAMPED), str(EVENTS))
+    return (Parameter(STAMPS, "tensor", "out", "int64", shape),)
 
 
 def save(folder: Path, manifest: Manifest, cubins: dict[str, bytes], source: str) -> None:

@@ -14,6 +14,7 @@ from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from .layouts import THREADS, Dealt, Layout, Planner, Rows, Spread
+from .order import AFTER, NOTHING, WAIT, Ahead, lets, settled, sources
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged
 from .rules import refused, unsupported
@@ -21,6 +22,7 @@ from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .tensors import View
 from .text import Text
 from .tiles import Coordinates, Shared, Tile, inside
+from .timing import END, START, WAITED
 
 UNROLL = 4  # of loops that only read scalars: their loads then wait together
 
@@ -30,11 +32,23 @@ Handler = Callable[["Kernel", Let], None]
 class Kernel:
     """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do."""
 
-    def __init__(self, views: Mapping[Var, View], handlers: Mapping[str, Handler], room: int = 0) -> None:
+    def __init__(
+        self,
+        views: Mapping[Var, View],
+        handlers: Mapping[str, Handler],
+        room: int = 0,
+        ahead: Ahead = NOTHING,
+        stamps: str = "",
+    ) -> None:
         self.text = Text()
         self.views = dict(views)
         self.handlers = handlers
         self.room = room  # bytes of shared memory for prefetched tiles
+        self.ahead = ahead  # what may be read before the wait
+        self.stamps = stamps  # where a timing build notes when things happen
+        self.waited = True  # for the kernels before; `run` begins without
+        self.written: set[Var] = set()  # base tensors that the kernel writes
+        self.early: set[Var] = set()  # base tensors that it reads before the wait
         self.tiles: dict[Var, Tile] = {}
         self.names: dict[Expr, str] = {}
         self.buffers = Buffers()
@@ -54,7 +68,23 @@ class Kernel:
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)))
         self.plan.block((*prelude, *body))
         self.sources = set(sources_of((*prelude, *body)))
+        self.waited = False
+        self.stamp(START)
         self.block((*prelude, *body))
+        self.wait()
+        self.stamp(END)
+
+    def wait(self) -> None:
+        """For the kernels before this one, unless it has."""
+        if not self.waited:
+            self.text.line(WAIT)
+            self.text.line(AFTER)
+            self.waited = True
+            self.stamp(WAITED)
+
+    def stamp(self, event: int) -> None:
+        if self.stamps:
+            self.text.line(f"block.stamp({self.stamps}, cta, {event})")
 
     def may_read(self, base: Var) -> bool:
         """Whether the region reads a tensor, as far as its views are known by now."""
@@ -89,6 +119,11 @@ class Kernel:
             self.stmt(s)
 
     def stmt(self, s: Stmt) -> None:
+        if not self.waited:
+            if settled(s, self.ahead, self.views):
+                self.early |= {self.views[v].base for x in lets((s,)) for v in sources(x)}
+            elif not isinstance(s, If):  # a branch waits where it must
+                self.wait()
         if isinstance(s, Let):
             self.let(s)
         elif isinstance(s, Bind):
@@ -230,10 +265,10 @@ class Kernel:
             if isinstance(slot, Tile):
                 assert isinstance(v.type, TileType)
                 valid[v] = [t.let("valid", "Int32(0)") if d is None else self.dim(d) for d in v.type.valid]
-        tiles = dict(self.tiles)
+        tiles, waited = dict(self.tiles), self.waited
         for head, body, side in arms:
             with t.nested(head):
-                self.tiles = dict(tiles)
+                self.tiles, self.waited = dict(tiles), waited
                 self.block(body)
                 values = {m.result: getattr(m, side) for m in s.merged}
                 for v, slot in slots:
@@ -248,7 +283,7 @@ class Kernel:
                     else:
                         assert isinstance(v.type, ScalarType)
                         t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
-        self.tiles = tiles
+        self.tiles, self.waited = tiles, waited
         for m in s.merged:
             if isinstance(m.result.type, TensorType):
                 if self.view_of(m.then) != self.view_of(m.orelse):

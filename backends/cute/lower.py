@@ -7,13 +7,13 @@ them: nothing waits for the host.  A condition on such scalars guards the kernel
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pypto_models.ir.expr import Const, Expr, Var, free_vars, substitute
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
 from pypto_models.ir.rewrite import uses
-from pypto_models.ir.types import TensorType
+from pypto_models.ir.types import INT64, TensorType
 from pypto_models.language.entry import written_params
 from pypto_models.target import Target
 
@@ -21,10 +21,12 @@ from . import reductions as reductions  # registers its handlers
 from .handlers import HANDLERS
 from .kernel import THREADS, Kernel
 from .matching import Product, match
+from .order import BEFORE, NOTHING, Ahead, placed
 from .rules import refused
 from .streaming import RESERVED, Plan, emit
 from .streaming import plan as plan_stream
 from .tensors import View
+from .timing import EVENTS, STAMPED, STAMPS
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Module:
     launches: tuple[Launch, ...]
     workspaces: tuple[Workspace, ...]
     source: str
+    early: tuple[str, ...] = ()  # parameters that a kernel reads before it waits for those before it
+    fenced: bool = True  # a kernel starts only when all that ran before the program is complete
 
 
 @dataclass
@@ -80,8 +84,9 @@ class _State:
 
 
 class Lowering:
-    def __init__(self, function: Function, target: Target) -> None:
+    def __init__(self, function: Function, target: Target, timing: bool = False) -> None:
         self.function = function
+        self.timing = timing
         self.target = target
         self.kernels: list[KernelSource] = []
         self.launches: list[Launch] = []
@@ -90,6 +95,8 @@ class Lowering:
         self.taken: set[str] = set()
         self.constants: frozenset[Var] = frozenset()  # parameters that no region writes
         self.limit = max(s.bytes for s in target.spaces.values() if s.align == 16)
+        self.last: tuple[str, frozenset[Var]] | None = None  # how the last launch runs, and what it writes
+        self.early: set[Var] = set()  # what kernels read before they wait
 
     def module(self) -> Module:
         views = {p.var: View.whole(p.var) for p in self.function.params if isinstance(p.var.type, TensorType)}
@@ -99,11 +106,21 @@ class Lowering:
         written = written_params(self.function)
         self.constants = frozenset(p.var for p in self.function.params if p.var not in written)
         self.block(self.function.body, _State(views, []))
-        source = module_source(self.function.name, self.target, self.kernels)
+        kernels, fenced = triggered(self.kernels)
+        source = module_source(self.function.name, self.target, kernels)
+        early = tuple(p.name for p in self.function.params if p.var in self.early)
         return Module(
-            self.function.name, self.target.name, tuple(self.kernels), tuple(self.launches),
-            tuple(self.workspaces), source,
+            self.function.name, self.target.name, tuple(kernels), tuple(self.launches),
+            tuple(self.workspaces), source, early, fenced,
         )  # fmt: skip
+
+    def ahead(self) -> Ahead:
+        """What the next kernel may read before it waits, if it runs block by block."""
+        if not self.launches:
+            return NOTHING
+        if self.last is None or self.last[0] == "stream":
+            return Ahead(self.constants)
+        return Ahead(self.constants, self.last[1])
 
     def unique(self, wanted: str) -> str:
         name, n = wanted, 1
@@ -236,13 +253,13 @@ class Lowering:
             return
         why = matched if isinstance(matched, str) else "its product does not fit shared memory"
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
-        trial = guarded(s, state, prelude, known, 1 << 40)
+        trial = guarded(s, state, prelude, known, 1 << 40, self.ahead(), self.stamps())
         fixed = trial.buffers.bytes - trial.ring_bytes
         room = self.limit - RESERVED - fixed
         half = self.limit // 2 - RESERVED - fixed
         if trial.stage_bytes and half // trial.stage_bytes >= 3:
             room = half  # two blocks share a core, and one computes while the other waits
-        kernel = guarded(s, state, prelude, known, room)
+        kernel = guarded(s, state, prelude, known, room, self.ahead(), self.stamps())
         if kernel.buffers.bytes > self.limit - RESERVED:
             took, room = kernel.buffers.bytes, self.limit - RESERVED
             why = f"its tiles take {took} bytes of shared memory, and a block has {room}"
@@ -250,6 +267,12 @@ class Lowering:
         grid = "1" if s.count is None else expr_text(self.host(s.count, state, s))
         body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
         self.add(kernel, name, s, body, "", THREADS, kernel.buffers.bytes, why, grid, state)
+
+    def stamps(self) -> str:
+        """Where the next launch notes its times, `[launch, CTA, event]`, in a timing build."""
+        if not self.timing:
+            return ""
+        return f"{STAMPS} + {len(self.launches) * STAMPED * EVENTS}"
 
     def plan_for(self, product: Product) -> Plan | None:
         try:
@@ -273,6 +296,8 @@ class Lowering:
         weights = state.views[product.weights[0].args[0]].base  # type: ignore[index]
         reads = any(isinstance(x, Let) and x.op.name == "read_tensor" for x in product.before)
         early = weights in self.constants and not prelude and not reads
+        if early:
+            self.early.add(weights)
         wait = [] if early else ["    cute.arch.griddepcontrol_wait()"]
         inner: list[str] = []
         unpack = f"    {', '.join(parts.env)}, = env"
@@ -286,7 +311,8 @@ class Lowering:
             f"m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
         )
         env = f"({', '.join(parts.env)},)"
-        run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env})"
+        run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env}"
+        run += f", {self.stamps()})" if self.timing else ")"
         self.add(
             kernel,
             name,
@@ -327,6 +353,11 @@ class Lowering:
             arguments.append(
                 ("scalar", expr_text(self.host(var, state, s)) if var not in self.names else self.names[var])
             )
+        if self.timing:
+            parameters.append((STAMPS, f"pointer:{INT64.name}"))
+            arguments.append(("pointer", STAMPS))
+        self.early |= kernel.early & self.constants
+        self.last = (how, frozenset(kernel.written))
         text = head + kernel_text(name, s, parameters, body, threads, how)
         self.kernels.append(
             KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters))
@@ -339,7 +370,15 @@ def bindings(known: dict[Var, Expr]) -> Block:
     return tuple(Bind(v, e) for v, e in known.items())
 
 
-def guarded(s: Region, state: _State, prelude: Block, known: dict[Var, Expr], room: int) -> Kernel:
+def guarded(
+    s: Region,
+    state: _State,
+    prelude: Block,
+    known: dict[Var, Expr],
+    room: int,
+    ahead: Ahead,
+    stamps: str = "",
+) -> Kernel:
     """The region block by block, under the conditions around it."""
     needed = (
         set(uses(s.body))
@@ -348,17 +387,19 @@ def guarded(s: Region, state: _State, prelude: Block, known: dict[Var, Expr], ro
     )
     bound = bindings({v: e for v, e in known.items() if v in needed})
     if not state.guards:
-        return blockwise(s, state.views, bound + prelude, room)
+        return blockwise(s, state.views, bound + prelude, room, ahead, stamps)
     body: Block = s.body
     for cond, wanted in reversed(state.guards):
         body = (If(cond, body if wanted else (), () if wanted else body, (), s.span),)
     region = Region(s.kind, s.block, s.count, body, s.options, None, (), s.unit, s.span)
-    return blockwise(region, state.views, bound + prelude, room)
+    return blockwise(region, state.views, bound + prelude, room, ahead, stamps)
 
 
-def blockwise(region: Region, views: dict[Var, View], prelude: Block, room: int) -> Kernel:
+def blockwise(
+    region: Region, views: dict[Var, View], prelude: Block, room: int, ahead: Ahead, stamps: str = ""
+) -> Kernel:
     """A kernel that runs the region block by block, one CTA each."""
-    kernel = Kernel(views, HANDLERS, room)
+    kernel = Kernel(views, HANDLERS, room, ahead, stamps)
     if region.block is not None:
         kernel.names[region.block] = "cta"
         kernel.text.taken.add("cta")
@@ -429,8 +470,7 @@ def kernel_text(
             "    lane = cute.arch.lane_idx()",
             "    warp = cute.arch.make_warp_uniform(tid // 32)",
             "    smem = utils.SmemAllocator()",
-            "    cute.arch.griddepcontrol_launch_dependents()",
-            "    cute.arch.griddepcontrol_wait()",
+            f"    {BEFORE}",
         ]
     names = ", ".join(n for n, _ in parameters)
     launcher = [
@@ -441,6 +481,21 @@ def kernel_text(
         f"    {name}({names}).launch(grid=[1, 1, 1], block=[{threads}, 1, 1], use_pdl=True)",
     ]
     return "\n".join([*head, *body, *launcher]) + "\n"
+
+
+def triggered(kernels: list[KernelSource]) -> tuple[list[KernelSource], bool]:
+    """The kernels with their triggers, and whether one of them triggers after its wait.
+
+    A streamed product should be resident early, to ask for its weights; a kernel that runs block by block
+    gains more from knowing that all but the one before it is complete.
+    """
+    out = []
+    fenced = False
+    for k, following in zip(kernels, (*kernels[1:], None), strict=True):
+        late = k.how != "stream" and following is not None and following.how != "stream"
+        fenced = fenced or late
+        out.append(k if k.how == "stream" else replace(k, text=placed(k.text, late)))
+    return out, fenced
 
 
 def module_source(name: str, target: Target, kernels: list[KernelSource]) -> str:
@@ -456,6 +511,6 @@ from backends.cute.device import block, stream
     return "\n\n".join([head, *(k.text for k in kernels)])
 
 
-def lower(function: Function, target: Target) -> Module:
-    """The kernels and launches of a function."""
-    return Lowering(function, target).module()
+def lower(function: Function, target: Target, timing: bool = False) -> Module:
+    """The kernels and launches of a function; with ``timing`` they note in a further output when they ran."""
+    return Lowering(function, target, timing).module()

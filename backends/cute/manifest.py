@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 FILE = "manifest.json"
 SOURCE = "kernels.py"
 
@@ -73,6 +73,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Manifest:
+    """A program.
+
+    ``early``: tensors that a kernel reads before it waits for those before it; nothing that still runs may
+    write them.  ``fenced``: some kernel starts only when all that ran before the program is complete.
+    """
+
     name: str
     target: str
     arch: str
@@ -81,6 +87,8 @@ class Manifest:
     kernels: tuple[KernelEntry, ...]
     launches: tuple[Launch, ...]
     source_sha256: str
+    early: tuple[str, ...] = ()
+    fenced: bool = True
     versions: Mapping[str, str] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -98,6 +106,7 @@ class Manifest:
             return Manifest(
                 **data
                 | {
+                    "early": tuple(data["early"]),
                     "parameters": tuple(
                         Parameter(**p | {"shape": tuple(p["shape"])}) for p in data["parameters"]
                     ),

@@ -15,6 +15,7 @@ from pypto_models.ir.types import TileType
 from .places import copy_call, padded_pitch, vectors
 from .tensors import aligned_pitch
 from .tiles import Shared
+from .timing import ARRIVED
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -121,6 +122,9 @@ class Staged:
         t = k.text
         t.line(f"cute.arch.cp_async_wait_group({self.stages - 2})")
         t.line("cute.arch.sync_threads()")
+        if k.stamps:
+            with t.nested(f"if {var} == {bounds[0]}:"):
+                k.stamp(ARRIVED)
         into = t.let("into", f"{self.slot} + {self.stages - 1}")
         with t.nested(f"if {into} >= {self.stages}:"):
             t.line(f"{into} = {into} - {self.stages}")

@@ -43,6 +43,37 @@ def _check(result: tuple[Any, ...], what: str) -> Any:
     return result[1] if len(result) == 2 else result[1:]
 
 
+Range = tuple[int, int]  # addresses, the end exclusive
+
+
+class InFlight:
+    """What programs that may still run write, by stream.
+
+    Kernels read some tensors before they wait for the kernels before them (`Manifest.early`).  Kernels of
+    others end before ours begin, but the last kernels of our own programs may still run.
+    """
+
+    def __init__(self) -> None:
+        self.written: dict[int, list[Range]] = {}
+
+    def admits(self, manifest: Manifest, tensors: Mapping[str, torch.Tensor], stream: int) -> bool:
+        """Whether a program may start before what runs on the stream ends; takes note of what it writes."""
+        before = self.written.get(stream, [])
+        early = [_range(tensors[n]) for n in manifest.early if n in tensors]
+        clash = any(a < d and c < b for a, b in early for c, d in before)
+        outputs = [p.name for p in manifest.parameters if p.kind == "tensor" and p.direction != "in"]
+        own = [_range(tensors[n]) for n in outputs]
+        self.written[stream] = own if clash or manifest.fenced else sorted({*before, *own})
+        return not clash
+
+
+def _range(t: torch.Tensor) -> Range:
+    return t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()
+
+
+_IN_FLIGHT = InFlight()
+
+
 class Loaded:
     """A program on torch's current GPU: ``program({name: tensor or number})``.
 
@@ -92,14 +123,18 @@ class Loaded:
         pointers = {n: t.data_ptr() for n, t in tensors.items()}
         pointers |= {n: memory.data_ptr() + at for n, at in slab.offsets.items()}
         stream = torch.cuda.current_stream(self.device).cuda_stream
+        overlap = _IN_FLIGHT.admits(self.manifest, tensors, stream)
         total = len(self.manifest.launches)
         for done, (launch, grid, values) in enumerate(calls(self.manifest, bound, pointers), 1):
-            self._launch(self.kernels[launch.kernel], grid, values, stream)
+            self._launch(self.kernels[launch.kernel], grid, values, stream, overlap or done > 1)
             if progress is not None:
                 progress(done, total, launch.kernel)
         del memory, tensors  # the allocator gives what was made here out again in stream order
 
-    def _launch(self, kernel: KernelEntry, grid: int, values: list[int | float], stream: int) -> None:
+    def _launch(
+        self, kernel: KernelEntry, grid: int, values: list[int | float], stream: int, overlap: bool
+    ) -> None:
+        """``overlap``: the kernel may start before the one before it has ended; it waits where it must."""
         d = self.driver
         cells = (ctypes.c_uint64 * len(values))()
         for i, (value, (_, kind)) in enumerate(zip(values, kernel.parameters, strict=True)):
@@ -117,7 +152,7 @@ class Loaded:
         config.hStream = d.CUstream(stream)
         early = d.CUlaunchAttribute()
         early.id = d.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-        early.value.programmaticStreamSerializationAllowed = 1
+        early.value.programmaticStreamSerializationAllowed = int(overlap)
         config.attrs, config.numAttrs = [early], 1
         function = self.functions[kernel.name]
         _check(

@@ -199,6 +199,7 @@ def store(kernel: Kernel, s: Let) -> None:
     """The element of a fragment that this thread holds, stored."""
     text, tile = kernel.text, kernel.tile(s.arg("source"))
     view = kernel.view_of(s.arg("target"))
+    kernel.written.add(view.base)
     at = tuple(index(x) for x in s.arg("offset"))  # type: ignore[union-attr, arg-type]
     box = view.moved(view.shape, at)
     place = ("row", "c")

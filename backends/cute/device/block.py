@@ -10,14 +10,26 @@ from typing import Any
 import cutlass
 import cutlass.cute as cute
 from cutlass import BFloat16, Float32, Int32, Int64
+from cutlass._mlir.dialects import llvm
 
 THREADS = 256
+STAMPED = 8192  # CTAs of a launch whose times are kept
+EVENTS = 4  # start, after the wait, first data there, end
 WARPS = THREADS // 32
 
 
 def element(pointer: cute.Pointer, at: Any) -> cute.Tensor:
     """A tensor of the one element at ``at``: read it with [0], write it with [0] = value."""
     return cute.make_tensor(pointer + at, cute.make_layout(1))
+
+
+@cute.jit
+def stamp(stamps: cute.Pointer, cta: Int32, event: cutlass.Constexpr):
+    """Note the time, in ns of the GPU's clock, at which a CTA meets an event: stamps[cta, event]."""
+    tid, _, _ = cute.arch.thread_idx()
+    if (tid == 0) & (cta < STAMPED):
+        now = llvm.inline_asm(Int64.mlir_type, [], "mov.u64 $0, %globaltimer;", "=l", has_side_effects=True)
+        element(stamps, cta * EVENTS + event)[0] = Int64(now)
 
 
 def load_run(pointer: cute.Pointer, registers: cute.Tensor, at: int, count: int) -> None:

@@ -23,6 +23,8 @@ import cutlass.cute as cute
 import cutlass.utils as utils
 from cutlass import BFloat16, Float32, Int32, Int64
 
+from . import block
+
 M = 16  # rows of the batch on the m side of one MMA
 UNIT = 8  # weight rows of a unit: the n side of one MMA
 STEP = 64  # columns of a 128-byte line
@@ -75,9 +77,11 @@ class Stream:
         return max(ring, self.warps_k * self.m_tiles * self.tiles * 256)
 
     @cute.jit
-    def run(self, x: cute.Pointer, w: cute.Pointer, rows: Int32, env: Any):
+    def run(self, x: cute.Pointer, w: cute.Pointer, rows: Int32, env: Any, stamps: Any = None):
+        """``stamps``: where a timing build notes when things happen."""
         tid, _, _ = cute.arch.thread_idx()
         cta, _, _ = cute.arch.block_idx()
+        self.stamp(stamps, cta, 0)
         lane = cute.arch.lane_idx()
         warp = cute.arch.make_warp_uniform(tid // 32)
         base, extra = self.units // self.ctas, self.units % self.ctas
@@ -152,6 +156,7 @@ class Stream:
                         )
             cute.arch.cp_async_commit_group()
         cute.arch.griddepcontrol_wait()
+        self.stamp(stamps, cta, 1)
         for d in cutlass.range_constexpr(self.stages - 1):
             if cutlass.const_expr(d < steps):
                 for i in cutlass.range_constexpr(x_count):
@@ -184,6 +189,8 @@ class Stream:
         for step in cutlass.range(steps, unroll=1):
             cute.arch.cp_async_wait_group(self.stages - 2)
             cute.arch.sync_threads()
+            if step == 0:
+                self.stamp(stamps, cta, 2)
             ahead = step + self.stages - 1
             into = slot + self.stages - 1
             if into >= self.stages:
@@ -259,6 +266,11 @@ class Stream:
                                 value = value + parts[v, lane, unit * self.accumulators + a, m, part]
                             total[v, a] = value
                     self.finish(env, first + unit, rows, m, g, t, total)
+        self.stamp(stamps, cta, 3)
+
+    def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
+        if stamps is not None:
+            block.stamp(stamps, cta, event)
 
 
 def piece_of(pointer: cute.Pointer, at: Any) -> cute.Tensor:

@@ -1,0 +1,81 @@
+"""What a kernel may do while the one before it still runs.
+
+Kernels of a program follow each other by programmatic dependent launch: one starts when all blocks of the one
+before have triggered (``griddepcontrol.launch_dependents``) and sees its results after
+``griddepcontrol.wait``.  Two rules follow:
+
+* A kernel waits before its first read of data that may still be written, and before any write.  What no
+  kernel of the program writes may be read ahead of that, from the second kernel on: the first waits for what
+  ran before the program, and triggers after that.
+* A kernel that triggers after its wait has seen all earlier kernels complete.  The next may then read ahead
+  of its own wait whatever this one does not write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from pypto_models.ir.expr import Var
+from pypto_models.ir.nodes import Block, For, If, Let, Stmt
+
+from .tensors import View
+
+TRIGGER = "cute.arch.griddepcontrol_launch_dependents()"
+WAIT = "cute.arch.griddepcontrol_wait()"
+BEFORE = "# trigger before the wait"  # places of the trigger: one of them is filled in, the other goes
+AFTER = "# trigger after the wait"
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """Tensors whose elements a kernel may read before it waits: ``constants`` of the program, and with
+    ``all_but`` everything else that is not in it."""
+
+    constants: frozenset[Var] = frozenset()
+    all_but: frozenset[Var] | None = None
+
+    def allows(self, base: Var) -> bool:
+        return base in self.constants or (self.all_but is not None and base not in self.all_but)
+
+
+NOTHING = Ahead()
+
+
+def settled(s: Stmt, ahead: Ahead, views: Mapping[Var, View]) -> bool:
+    """Whether a statement only reads what is there before the wait."""
+    return all(
+        x.op.name not in EFFECTS and all(v in views and ahead.allows(views[v].base) for v in sources(x))
+        for x in lets((s,))
+    )
+
+
+EFFECTS = ("store", "write_tensor")
+
+
+def sources(x: Let) -> tuple[Var, ...]:
+    """The tensor or view that a statement reads elements of."""
+    return (x.args[0],) if x.op.name in ("load", "read_tensor") and isinstance(x.args[0], Var) else ()
+
+
+def lets(body: Block) -> Iterator[Let]:
+    for s in body:
+        if isinstance(s, Let):
+            yield s
+        elif isinstance(s, If):
+            yield from lets(s.then)
+            yield from lets(s.orelse)
+        elif isinstance(s, For):
+            yield from lets(s.body)
+
+
+def placed(text: str, late: bool) -> str:
+    """The text of a kernel with its trigger in one of the two places."""
+    keep, drop = (AFTER, BEFORE) if late else (BEFORE, AFTER)
+    lines = []
+    for line in text.split("\n"):
+        if line.strip() == keep:
+            lines.append(line.replace(keep, TRIGGER))
+        elif line.strip() != drop:
+            lines.append(line)
+    return "\n".join(lines)
