@@ -18,7 +18,7 @@ from .places import runs, strides_of
 from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal
 from .tensors import View, aligned_pitch, view_dtype
-from .text import Text
+from .text import BARRIER, Text
 from .tiles import Coordinates, Tile, as_type, inside
 
 # ---------------------------------------------------------------------------------------------- handlers
@@ -83,7 +83,7 @@ def _load(k: Kernel, s: Let) -> None:
         live.append(text)
     dropped: tuple[int, ...] = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
     box = view.moved(shape, at, dropped)
-    first = k.text.let("start", box.start(k.write))
+    first = k.text.let("first", box.start(k.write))
     pointer = k.pointer(view.base)
     kept = [i for i in range(len(shape)) if i not in dropped]
     valid = tuple(live[i] for i in kept)
@@ -94,8 +94,8 @@ def _load(k: Kernel, s: Let) -> None:
     layout = k.plan.of(s.result)
     tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
     pad = s.arg("pad_value")
-    if not dropped and (pitch := aligned_pitch(box)) is not None:
-        tile = replace(tile, plain=(f"({pointer} + {first})", str(pitch)))
+    if (pitch := aligned_pitch(box)) is not None:
+        tile = replace(tile, plain=(f"({pointer} + {first})", str(pitch), valid[0]))
     if pad is not None:
         tile = padded(k, tile, pad)
     k.tiles[s.result] = tile
@@ -119,9 +119,10 @@ def padded(k: Kernel, tile: Tile, pad: object) -> Tile:
             text.line(f"{out} = {tile.value(text, c)}")
         return out
 
-    return Tile(
-        tile.shape, tile.dtype, tuple(map(str, tile.shape)), value, reads=tile.reads, layout=tile.layout
-    )
+    full = tuple(map(str, tile.shape))
+    zero = fill in (literal(0.0, tile.dtype), literal(0, tile.dtype))
+    plain = tile.plain if zero and tile.valid[1:] == full[1:] else None
+    return Tile(tile.shape, tile.dtype, full, value, reads=tile.reads, layout=tile.layout, plain=plain)
 
 
 @handles("fillpad")
@@ -165,45 +166,13 @@ def _move(k: Kernel, s: Let) -> None:
     k.tiles[s.result] = k.tile(s.args[0])
 
 
-@handles("cast")
-def _cast(k: Kernel, s: Let) -> None:
-    out = result_type(s)
-    layout, (x,) = operands(k, s)
-    mode = s.arg("mode")
-    k.tiles[s.result] = pointwise(
-        layout, out, lambda t, c: rounded(s, x.value(t, c), x.dtype, out.dtype, str(mode)), x
-    )
-
-
-WHOLE = {
-    "rint": "cute.math.roundeven", "floor": "cute.math.floor", "ceil": "cute.math.ceil",
-    "trunc": "cute.math.trunc", "round": "cute.math.round",
-}  # fmt: skip
-
-
-def rounded(s: Let, value: str, old: DType, new: DType, mode: str) -> str:
-    """A cast in one of the language's rounding modes."""
-    if old == new:
-        return value
-    if old.is_float and new.is_integer:
-        if mode not in WHOLE and mode != "none":
-            raise unsupported(s, f"rounding mode {mode!r} to an integer")
-        whole = WHOLE.get(mode, WHOLE["rint"])
-        return f"{DSL_TYPES[new.name]}({whole}(Float32({value})))"
-    narrowing = old.is_float and new.is_float and new.bits < old.bits
-    if narrowing and mode not in ("rint", "none"):
-        raise unsupported(
-            s, f"rounding mode {mode!r} from {old} to {new}: the hardware rounds to nearest even"
-        )
-    return as_type(value, old, new)
-
-
 def pointwise(
     layout: Layout, out: TileType, value: Callable[[Text, Coordinates], str], first: Tile, *others: Tile
 ) -> Tile:
     """A tile whose element needs the operands' elements at the same place."""
     reads = frozenset().union(first.reads, *(o.reads for o in others))
-    return Tile(out.shape, out.dtype, first.valid, value, reads=reads, layout=layout)
+    uniform = layout is None and first.uniform and all(o.uniform for o in others)
+    return Tile(out.shape, out.dtype, first.valid, value, reads=reads, layout=layout, uniform=uniform)
 
 
 def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
@@ -216,7 +185,7 @@ def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
             column = n == 1 and s.op.name.startswith("row_expand")
             row = n == 1 and s.op.name.startswith("col_expand") and result_type(s).shape[0] > 1
             fits = tile.layout is None or (
-                tile.layout == Rows(layout)
+                isinstance(tile.layout, Rows) and tile.layout.beside(layout)
                 if column and isinstance(layout, Fragment | Dealt)
                 else tile.layout == layout and not row
             )
@@ -236,9 +205,7 @@ def _unary(k: Kernel, s: Let) -> None:
 def _binary(k: Kernel, s: Let) -> None:
     out = result_type(s)
     layout, (a, *others) = operands(k, s)
-    template, rhs = rules.BINARY[s.op.name], s.args[1]
-    if out.dtype.is_integer and s.op.name == "div":
-        raise unsupported(s, "division of integers")
+    template, rhs = rules.binary(s.op.name, out.dtype), s.args[1]
     wide = FP32 if out.dtype.is_float else out.dtype
     if others:
         (b,) = others
@@ -272,7 +239,7 @@ def _expand(k: Kernel, s: Let) -> None:
     out = result_type(s)
     layout, (a, b) = operands(k, s)
     along_rows = s.op.name.startswith("row_")
-    template = rules.BINARY[s.op.name.split("_")[-1]]
+    template = rules.binary(s.op.name.split("_")[-1], out.dtype)
 
     def value(t: Text, c: Coordinates) -> str:
         at = (c[0], "0") if along_rows else ("0", c[1])
@@ -374,6 +341,22 @@ def _insert(k: Kernel, s: Let) -> None:
     k.tiles[s.result] = Tile(out.shape, out.dtype, valid, value, reads=target.reads | source.reads)
 
 
+@handles("write_tile")
+def _write_tile(k: Kernel, s: Let) -> None:
+    """A tile with one element replaced."""
+    out, x = result_type(s), k.free(k.tile(s.args[0]))
+    at = [k.text.let("at", f"Int32({k.write(i)})") for i in indices(s, s.op.param_names[1])]
+    new = k.text.let(s.result.name, f"{DSL_TYPES[out.dtype.name]}({k.write(index(s.arg('value')))})")  # type: ignore[arg-type]
+
+    def value(t: Text, c: Coordinates) -> str:
+        name = t.let("v", x.value(t, c))
+        with t.nested(f"if {' & '.join(f'({i} == {j})' for i, j in zip(c, at, strict=True))}:"):
+            t.line(f"{name} = {new}")
+        return name
+
+    k.tiles[s.result] = Tile(out.shape, out.dtype, x.valid, value, reads=x.reads)
+
+
 @handles("reshape")
 def _reshape(k: Kernel, s: Let) -> None:
     out, x = result_type(s), k.free(k.tile(s.args[0]))
@@ -439,7 +422,7 @@ def _store(k: Kernel, s: Let) -> None:
     if lead:
         raise unsupported(s, "a store of a tile of fewer axes than its tensor")
     box = view.moved(view.shape, at)
-    start = t.let("start", box.start(k.write))
+    start = t.let("first", box.start(k.write))
     pointer = k.pointer(view.base)
     layout = tile.layout
     pitch = aligned_pitch(box)
@@ -475,7 +458,8 @@ def _store(k: Kernel, s: Let) -> None:
                     _put_valid(k, box, pointer, start, c, tile, atomic)
             else:
                 _put_valid(k, box, pointer, start, c, tile, atomic)
-    t.line("cute.arch.sync_threads()")
+    if k.may_read(view.base):
+        t.line(BARRIER)
 
 
 def _put_valid(
@@ -536,7 +520,7 @@ def _write_tensor(k: Kernel, s: Let) -> None:
     with k.text.nested("if tid == 0:"):
         k.text.line(f"block.element({k.pointer(view.base)}, {start})[0] = {value}")
     if k.may_read(view.base):
-        k.text.line("cute.arch.sync_threads()")
+        k.text.line(BARRIER)
 
 
 @handles("read_tile")

@@ -10,17 +10,17 @@ from dataclasses import replace
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, DimVar, Expr, Var
 from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
-from pypto_models.ir.rewrite import uses
+from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
-from .layouts import THREADS, Dealt, Layout, Planner, Rows, Spread
-from .order import AFTER, NOTHING, WAIT, Ahead, lets, settled, sources
+from .layouts import POINTWISE, THREADS, Dealt, Layout, Planner, Rows, Spread
+from .order import AFTER, NOTHING, READS, VIEWS, WAIT, Ahead, lets, settled, sources
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged
 from .rules import refused, unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .tensors import View
-from .text import Text
+from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
 from .timing import END, START, WAITED
 
@@ -46,6 +46,7 @@ class Kernel:
         self.room = room  # bytes of shared memory for prefetched tiles
         self.ahead = ahead  # what may be read before the wait
         self.stamps = stamps  # where a timing build notes when things happen
+        self.noted = False
         self.waited = True  # for the kernels before; `run` begins without
         self.written: set[Var] = set()  # base tensors that the kernel writes
         self.early: set[Var] = set()  # base tensors that it reads before the wait
@@ -80,7 +81,8 @@ class Kernel:
             self.text.line(WAIT)
             self.text.line(AFTER)
             self.waited = True
-            self.stamp(WAITED)
+            if not self.noted:  # the wait behind a branch that may have waited is not noted
+                self.stamp(WAITED)
 
     def stamp(self, event: int) -> None:
         if self.stamps:
@@ -115,8 +117,31 @@ class Kernel:
 
     # ------------------------------------------------------------------------------------------ statements
     def block(self, body: Block) -> None:
-        for s in body:
+        for s in body if self.waited else self.constants_first(body):
             self.stmt(s)
+
+    def constants_first(self, body: Block) -> Block:
+        """The statements of a block, those first that read what no kernel writes: they overlap the wait."""
+        now: list[Stmt] = []
+        later: list[Stmt] = []
+        undefined: set[Expr] = set()
+        views = dict(self.views)
+        for s in body:
+            if isinstance(s, Let) and s.op.name in VIEWS and s.args[0] in views:
+                views[s.result] = views[s.args[0]]  # of the same tensor
+            moves = isinstance(s, Bind) or (
+                isinstance(s, Let)
+                and s.op.name in (*VIEWS, *READS)
+                and s.args[0] in views
+                and (s.op.name in VIEWS or views[s.args[0]].base in self.ahead.constants)
+                and (s.op.name != "load" or self.ahead.tiles)
+            )
+            if moves and not undefined & set(uses((s,))):
+                now.append(s)
+            else:
+                later.append(s)
+                undefined |= set(defs(s))
+        return (*now, *later)
 
     def stmt(self, s: Stmt) -> None:
         if not self.waited:
@@ -143,6 +168,10 @@ class Kernel:
         handler(self, s)
         for r in s.results:
             tile = self.tiles.get(r)
+            if tile is not None and tile.uniform and s.op.name in POINTWISE:
+                value = self.text.let(r.name, tile.at(self.text, ("0",) * len(tile.shape)))
+                self.tiles[r] = replace(tile, at=lambda text, at, value=value: value)  # type: ignore[misc]
+                continue
             # More than one reader: computed once, where the registers are at hand.  A load is read at once,
             # so that the loads of a thread wait together.
             if tile is not None and tile.layout is not None and (self.uses[r] > 1 or s.op.name == "load"):
@@ -169,16 +198,16 @@ class Kernel:
                 self.names[c.param] = self.names[c.result] = name
                 scalars.append((c.param, name, c.next))
         bounds = [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
+        staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
         for operand in operands_of(s.body):  # what every trip takes as it is, is made once
             if operand in self.tiles:
-                self.keep(operand)
-        staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
+                self.keep(operand, wait=staged is None)  # a trip waits for what was asked for before it
         if staged is not None:
             staged.prologue(self, s, bounds)
         var = t.unique(s.var.name)
         self.names[s.var] = var
         head = len(t.lines)
-        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):"):
+        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):", loop=True):
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
             self.block(body)
             nexts = []
@@ -207,7 +236,7 @@ class Kernel:
             t.lines[head] = t.lines[head].replace("unroll=1", f"unroll={unroll}")
         if staged is not None:
             t.line("cute.arch.cp_async_wait_group(0)")
-            t.line("cute.arch.sync_threads()")
+            t.line(BARRIER)
 
     def settled(self, tile: Tile, place: Tile, taken: set[str]) -> Tile:
         """A loop's next value, held apart from what it will replace."""
@@ -221,6 +250,7 @@ class Kernel:
                 self.text.line(f"{place.registers}[{i}] = {value.at(self.text, at)}")
         elif value.shared is not place.shared:
             assert place.shared is not None
+            self.text.line(BARRIER)
             self.fill(value, place.shared, var)
 
     def own(self, tile: Tile, var: Var, layout: Layout) -> Tile:
@@ -283,6 +313,7 @@ class Kernel:
                     else:
                         assert isinstance(v.type, ScalarType)
                         t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
+        self.noted = self.noted or self.waited
         self.tiles, self.waited = tiles, waited
         for m in s.merged:
             if isinstance(m.result.type, TensorType):
@@ -355,11 +386,11 @@ class Kernel:
                 raise InternalError(f"{name} is asked for an element that this thread may not hold")
             held, i, (row, column) = self.cursor
             if isinstance(layout, Rows):
-                if held == layout:
+                if isinstance(held, Rows) and layout.beside(held.of):
                     return f"{reg}[{i}]"
-                if held != layout.of:
+                if held is None or isinstance(held, Rows) or not layout.beside(held):
                     raise InternalError(f"{name} is asked for beside another tile than its own")
-                return f"{reg}[{layout.of.row_of(i)}]"
+                return f"{reg}[{held.row_of(i)}]"
             if held != layout or c[1] != column:
                 raise InternalError(f"{name} is asked for another element than this thread's")
             return f"{reg}[{i}]"
@@ -384,9 +415,11 @@ class Kernel:
     def load_runs(self, tile: Tile, layout: Dealt, to: str) -> None:
         """A load whose threads each read runs of neighbours, one instruction a run."""
         assert tile.plain is not None
-        pointer, pitch = tile.plain
+        pointer, pitch, rows = tile.plain
+        if rows != tile.valid[0]:
+            self.text.line(f"{to}.fill({literal(0.0 if tile.dtype.is_float else 0, tile.dtype)})")
         with self.runs(layout) as (n, r, c):
-            limit = tile.valid[0] if tile.valid[0] != str(tile.shape[0]) else None
+            limit = rows if rows != str(tile.shape[0]) else None
             where = f"{pointer} + (Int64({r}) * {pitch} + {c})"
             tests = (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}")
             with self.when(*tests):
@@ -420,13 +453,18 @@ class Kernel:
 
         return Tile(shape, place.dtype, valid, at, shared=place)
 
-    def fill(self, tile: Tile, place: Shared, name: Var | str) -> None:
-        """Write a tile's elements into a buffer, all threads together, between barriers."""
+    def fill(self, tile: Tile, place: Shared, name: Var | str, wait: bool = True) -> None:
+        """Write a tile's elements into a buffer that nothing reads any more, all threads together.
+
+        Without ``wait``, what can be copied asynchronously is only asked for.
+        """
         t = self.text
-        t.line("cute.arch.sync_threads()")
+        t.part()
         if tile.plain is not None and vectors(tile, place):
             t.line(copy_call(tile, place, place.name))
             t.line("cute.arch.cp_async_commit_group()")
+            if not wait:
+                return
             t.line("cute.arch.cp_async_wait_group(0)")
         elif tile.layout is not None:
             with self.fragments(tile.layout) as (i, at):
@@ -436,7 +474,7 @@ class Kernel:
         else:
             with self.elements(tile.shape) as at:
                 self.put_shared(tile, at, place)
-        t.line("cute.arch.sync_threads()")
+        t.line(BARRIER)
 
     def put_shared(self, tile: Tile, at: Coordinates, place: Shared) -> None:
         value = self.guarded(tile, at)
@@ -478,17 +516,17 @@ class Kernel:
             step *= d
         return tuple(reversed(out))
 
-    def stored(self, tile: Tile, name: str = "value") -> Tile:
-        """The tile, in shared memory."""
+    def stored(self, tile: Tile, name: str = "value", wait: bool = True) -> Tile:
+        """The tile, in shared memory; without ``wait`` it may still be on its way."""
         if tile.shared is not None:
             return tile
         place = self.place(name, tile.shape, tile.dtype)
-        self.fill(tile, place, name)
+        self.fill(tile, place, name, wait)
         return self.from_shared(place, tile.shape, tile.valid)
 
-    def keep(self, var: Arg) -> Tile:
+    def keep(self, var: Arg, wait: bool = True) -> Tile:
         """The tile of a variable, from here on in shared memory."""
-        tile = self.stored(self.tile(var), getattr(var, "name", "value"))
+        tile = self.stored(self.tile(var), getattr(var, "name", "value"), wait)
         self.tiles[var] = tile  # type: ignore[index]
         return tile
 

@@ -130,6 +130,11 @@ class Rows:
     def registers(self) -> int:
         return self.of.row_registers
 
+    def beside(self, other: Layout) -> bool:
+        """Whether it lies beside a tile: fragments of equally many rows divide them alike."""
+        same = isinstance(self.of, Fragment) and isinstance(other, Fragment) and self.of.rows == other.rows
+        return same or self.of == other
+
 
 Spread: TypeAlias = "Fragment | Dealt"
 Layout: TypeAlias = "Fragment | Dealt | Rows | None"  # None: FREE
@@ -148,8 +153,8 @@ def product_layout(let: Let) -> Layout:
     out, a, b = let.result.type, *(let.arg(n).type for n in ("lhs", "rhs"))  # type: ignore[union-attr]
     assert isinstance(out, TileType) and isinstance(a, TileType) and isinstance(b, TileType)
     rows, columns = out.shape
-    depth = a.shape[1]
-    if let.arg("a_trans") or not (a.dtype == b.dtype == BF16 and out.dtype.is_float):
+    depth = a.shape[0 if let.arg("a_trans") else 1]
+    if not (a.dtype == b.dtype == BF16 and out.dtype.is_float):
         return None
     if rows % 16 or columns % 8 or depth % 16:
         return None

@@ -17,11 +17,12 @@ from pypto_models.ir.types import INT64, TensorType
 from pypto_models.language.entry import written_params
 from pypto_models.target import Target
 
-from . import reductions as reductions  # registers its handlers
+from . import casts as casts  # registers its handlers
+from . import reductions as reductions
 from .handlers import HANDLERS
 from .kernel import THREADS, Kernel
 from .matching import Product, match
-from .order import BEFORE, NOTHING, Ahead, placed
+from .order import BEFORE, Ahead, placed
 from .rules import refused
 from .streaming import RESERVED, Plan, emit
 from .streaming import plan as plan_stream
@@ -117,7 +118,7 @@ class Lowering:
     def ahead(self) -> Ahead:
         """What the next kernel may read before it waits, if it runs block by block."""
         if not self.launches:
-            return NOTHING
+            return Ahead(self.constants, tiles=False)
         if self.last is None or self.last[0] == "stream":
             return Ahead(self.constants)
         return Ahead(self.constants, self.last[1])

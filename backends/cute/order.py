@@ -5,8 +5,9 @@ before have triggered (``griddepcontrol.launch_dependents``) and sees its result
 ``griddepcontrol.wait``.  Two rules follow:
 
 * A kernel waits before its first read of data that may still be written, and before any write.  What no
-  kernel of the program writes may be read ahead of that, from the second kernel on: the first waits for what
-  ran before the program, and triggers after that.
+  kernel of the program writes is read ahead of that.  The launcher makes sure that no program before it is
+  writing there (`Manifest.early`); so the first kernel reads only single elements ahead, which are indices:
+  the tiles that it reads are what the program before has just made.
 * A kernel that triggers after its wait has seen all earlier kernels complete.  The next may then read ahead
   of its own wait whatever this one does not write.
 """
@@ -29,14 +30,17 @@ AFTER = "# trigger after the wait"
 
 @dataclass(frozen=True)
 class Ahead:
-    """Tensors whose elements a kernel may read before it waits: ``constants`` of the program, and with
-    ``all_but`` everything else that is not in it."""
+    """Tensors whose elements a kernel may read before it waits: ``constants``, which no kernel of the program
+    writes, and with ``all_but`` everything else that is not in it.  Without ``tiles``, only single elements.
+    """
 
     constants: frozenset[Var] = frozenset()
     all_but: frozenset[Var] | None = None
+    tiles: bool = True
 
-    def allows(self, base: Var) -> bool:
-        return base in self.constants or (self.all_but is not None and base not in self.all_but)
+    def allows(self, x: Let, base: Var) -> bool:
+        known = base in self.constants or (self.all_but is not None and base not in self.all_but)
+        return known and (self.tiles or x.op.name == "read_tensor")
 
 
 NOTHING = Ahead()
@@ -45,17 +49,19 @@ NOTHING = Ahead()
 def settled(s: Stmt, ahead: Ahead, views: Mapping[Var, View]) -> bool:
     """Whether a statement only reads what is there before the wait."""
     return all(
-        x.op.name not in EFFECTS and all(v in views and ahead.allows(views[v].base) for v in sources(x))
+        x.op.name not in EFFECTS and all(v in views and ahead.allows(x, views[v].base) for v in sources(x))
         for x in lets((s,))
     )
 
 
 EFFECTS = ("store", "write_tensor")
+READS = ("load", "read_tensor")
+VIEWS = ("view", "view_reshape")
 
 
 def sources(x: Let) -> tuple[Var, ...]:
     """The tensor or view that a statement reads elements of."""
-    return (x.args[0],) if x.op.name in ("load", "read_tensor") and isinstance(x.args[0], Var) else ()
+    return (x.args[0],) if x.op.name in READS and isinstance(x.args[0], Var) else ()
 
 
 def lets(body: Block) -> Iterator[Let]:

@@ -45,9 +45,9 @@ def runs(tile: Tile, layout: Dealt) -> bool:
 
 def copy_call(tile: Tile, place: Shared, to: str) -> str:
     assert tile.plain is not None
-    pointer, pitch = tile.plain
+    pointer, pitch, rows = tile.plain
     return (
-        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({tile.valid[0]}), "
+        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({rows}), "
         f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
     )
 

@@ -14,6 +14,7 @@ from pypto_models.ir.types import TileType
 
 from .places import copy_call, padded_pitch, vectors
 from .tensors import aligned_pitch
+from .text import BARRIER
 from .tiles import Shared
 from .timing import ARRIVED
 
@@ -103,7 +104,7 @@ class Staged:
 
     def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
         t = k.text
-        t.line("cute.arch.sync_threads()")
+        t.part()
         for load in self.loads:
             kind = load.result.type
             assert isinstance(kind, TileType)
@@ -121,7 +122,7 @@ class Staged:
         """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
         t = k.text
         t.line(f"cute.arch.cp_async_wait_group({self.stages - 2})")
-        t.line("cute.arch.sync_threads()")
+        t.line(BARRIER)
         if k.stamps:
             with t.nested(f"if {var} == {bounds[0]}:"):
                 k.stamp(ARRIVED)

@@ -15,6 +15,7 @@ from .layouts import THREADS, WARPS, Dealt, Fragment, Rows
 from .places import offset
 from .rules import unsupported
 from .scalars import DSL_TYPES, literal
+from .text import BARRIER
 from .tiles import Tile, as_type
 
 
@@ -38,10 +39,12 @@ def _reduce(k: Kernel, s: Let) -> None:
     )
     if dealt is None:
         x = k.free(x, "summand")
-    place = k.place(s.result.name, out.shape, out.dtype)
     rows, cols = x.shape
-    t.line("cute.arch.sync_threads()")
+    alone = rows == 1 and axis == 1 and how != "argmax"  # one number, which every thread then knows
+    place = None if alone else k.place(s.result.name, out.shape, out.dtype)
+    t.part()
     if axis == 0:
+        assert place is not None
         c = t.unique("c")
         with t.nested(f"for {c} in cutlass.range(tid, {cols}, {THREADS}, unroll=1):"):
             total = t.let("total", start_of(how, wide))
@@ -55,6 +58,7 @@ def _reduce(k: Kernel, s: Let) -> None:
         per_row = "warp" if rows > 1 else "block"
         lanes, first = (32, "lane") if per_row == "warp" else (THREADS, "tid")
         r = t.unique("r")
+        alone_value: list[str] = []
         head = (
             f"for {r} in cutlass.range(warp, Int32({x.valid[0]}), {WARPS}, unroll=1):"
             if per_row == "warp"
@@ -101,7 +105,7 @@ def _reduce(k: Kernel, s: Let) -> None:
                     t.line(f"block.element({part}, warp)[0] = {total}")
                     if spot:
                         t.line(f"block.element({spot}, warp)[0] = {where}")
-                t.line("cute.arch.sync_threads()")
+                t.line(BARRIER)
                 t.line(f"{total} = block.element({part}, 0)[0]")
                 if spot:
                     t.line(f"{where} = block.element({spot}, 0)[0]")
@@ -113,6 +117,9 @@ def _reduce(k: Kernel, s: Let) -> None:
                         t.line(f"{total}, {where} = block.better({total}, {where}, {other}, {at})")
                     else:
                         t.line(f"{total} = {combine(how, total, other)}")
+            if place is None:
+                alone_value.append(as_type(total, wide, out.dtype))
+                return
             with t.nested("if lane == 0:" if per_row == "warp" else "if tid == 0:"):
                 result = where if how == "argmax" else as_type(total, wide, out.dtype)
                 t.line(f"block.element({place.name}, {row if row != '0' else 0})[0] = {result}")
@@ -123,7 +130,12 @@ def _reduce(k: Kernel, s: Let) -> None:
             with t.nested(head):
                 body(r)
         valid = (x.valid[0], "1")
-    t.line("cute.arch.sync_threads()")
+        if place is None:
+            (total,) = alone_value
+            live = k.static_valid(out, valid)
+            k.tiles[s.result] = Tile(out.shape, out.dtype, live, lambda text, at: total, uniform=True)
+            return
+    t.line(BARRIER)
     k.tiles[s.result] = k.from_shared(place, out.shape, k.static_valid(out, valid))
 
 
@@ -146,12 +158,12 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
                 t.line(f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}")
     parts = t.unique(f"{name}_parts")
     k.buffers.add(parts, FP32, layout.rows * WARPS)
-    t.line("cute.arch.sync_threads()")
+    t.part()
     with k.fragments(Rows(layout)) as (i, c):
         total = t.let("total", f"block.quad_{how}({own.registers}[{i}])")
         with t.nested("if lane % 4 == 0:"):
             t.line(f"block.element({parts}, {c[0]} * {WARPS} + warp)[0] = {total}")
-    t.line("cute.arch.sync_threads()")
+    t.line(BARRIER)
     out = k.registers(name, FP32, (layout.rows, 1), Rows(layout))
     with k.fragments(Rows(layout)) as (i, c):
         total = t.let("total", f"block.element({parts}, {c[0]} * {WARPS})[0]")
@@ -188,7 +200,7 @@ def column_statistic(k: Kernel, s: Let, x: Tile, layout: Dealt, how: str) -> Til
     parts = t.unique(f"{name}_parts")
     k.buffers.add(parts, FP32, groups * layout.columns)
     n = t.unique("n")
-    t.line("cute.arch.sync_threads()")
+    t.part()
     with t.nested(f"for {n} in cutlass.range_constexpr({layout.run}):"):
         distance = period
         while distance < 32:
@@ -201,7 +213,7 @@ def column_statistic(k: Kernel, s: Let, x: Tile, layout: Dealt, how: str) -> Til
                 t.line(f"block.element({parts}, warp * {layout.columns} + {column})[0] = {own}[{n}]")
         else:
             t.line(f"block.element({parts}, tid // {period} * {layout.columns} + {column})[0] = {own}[{n}]")
-    t.line("cute.arch.sync_threads()")
+    t.line(BARRIER)
     place = k.place(name, out.shape, out.dtype)
     c = t.unique("c")
     with t.nested(f"for {c} in cutlass.range(tid, {layout.columns}, {THREADS}, unroll=1):"):
@@ -210,7 +222,7 @@ def column_statistic(k: Kernel, s: Let, x: Tile, layout: Dealt, how: str) -> Til
             part = f"block.element({parts}, {g * layout.columns} + {c})[0]"
             t.line(f"{total} = {combine(how, total, part)}")
         t.line(f"block.element({place.name}, {c})[0] = {as_type(total, FP32, out.dtype)}")
-    t.line("cute.arch.sync_threads()")
+    t.line(BARRIER)
     return k.from_shared(place, out.shape, k.static_valid(out, ("1", x.valid[1])))
 
 
@@ -235,13 +247,13 @@ handles(*rules.REDUCE)(_reduce)
 def _matmul(k: Kernel, s: Let) -> None:
     t, out = k.text, result_type(s)
     accumulates = s.op.name == "matmul_acc"
-    if s.arg("a_trans"):
-        raise unsupported(s, "a_trans=True")
     if not out.dtype.is_float and out.dtype != INT32:
         raise unsupported(s, f"a product of type {out.dtype}")
     begins = s.arg("init_cond") if accumulates else None  # where true, the sums start from zero
     anew = None if begins is None else f"Boolean({k.write(index(begins))})"  # type: ignore[arg-type]
     a, b = k.keep(s.arg("lhs")), k.keep(s.arg("rhs"))
+    if s.arg("a_trans"):
+        a = k.stored(turned(a), "turned")
     b_trans = bool(s.arg("b_trans"))
     m, n = out.shape
     depth = a.shape[1]
@@ -271,13 +283,22 @@ def _matmul(k: Kernel, s: Let) -> None:
         with t.nested(f"if {anew}:"), k.elements(out.shape) as at:
             where = offset(at, out.shape, place.pitch)
             t.line(f"block.element({place.name}, {where})[0] = {literal(0.0 if wide == FP32 else 0, wide)}")
-    t.line("cute.arch.sync_threads()")
+    t.line(BARRIER)
     t.line(
         f"block.scalar_product({pair}, {place.name}, {place.pitch}, {m}, {n}, {depth}, {accumulates}, "
         f"{DSL_TYPES[wide.name]})"
     )
-    t.line("cute.arch.sync_threads()")
+    t.line(BARRIER)
     k.tiles[s.result] = narrowed(k.from_shared(place, out.shape, valid), out.dtype)
+
+
+def turned(x: Tile) -> Tile:
+    """Rows as columns."""
+    (rows, columns), (live_rows, live_columns) = x.shape, x.valid
+    return Tile(
+        (columns, rows), x.dtype, (live_columns, live_rows), lambda t, c: x.value(t, (c[1], c[0])),
+        reads=x.reads,
+    )  # fmt: skip
 
 
 def narrowed(tile: Tile, dtype: DType) -> Tile:

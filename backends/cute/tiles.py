@@ -37,7 +37,8 @@ class Tile:
 
     ``valid`` are the texts of the valid extents.  ``reads`` names the tensors that the element still comes
     from, so that a later write to one of them forces the tile into memory first.  ``plain`` says, for a load
-    that nothing changed, where its first element is (pointer text, pitch text).
+    that nothing changed, where its first element is and how many rows are there (pointer, pitch, rows); valid
+    rows that are not there are zero.
     """
 
     shape: tuple[int, ...]
@@ -46,8 +47,8 @@ class Tile:
     at: Callable[[Text, Coordinates], str]
     reads: frozenset[Var] = frozenset()
     shared: Shared | None = None
-    plain: tuple[str, str] | None = None
-    uniform: bool = False  # one value everywhere: cheap to write again
+    plain: tuple[str, str, str] | None = None
+    uniform: bool = False  # one value everywhere, which all threads know
     registers: str = ""  # the name of its register array
     layout: Layout = None  # of whom it may be asked: anyone, or the threads that hold its fragments
 

@@ -1,0 +1,32 @@
+"""Names in emitted text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from backends.cute.text import Text
+
+from .support import needs_cutlass
+
+
+@needs_cutlass
+def test_no_name_is_one_that_the_dsl_generates() -> None:
+    """It hoists loop bounds to `start_3`, say, without a look at the kernel's own variables."""
+    import cutlass.base_dsl
+
+    folder = Path(cutlass.base_dsl.__file__).parent
+    source = "\n".join(f.read_text() for f in folder.glob("*.py"))
+    stems = set(re.findall(r'f"(\w+)_\{self\.session_data\.counter\}"', source))
+    assert {"start", "stop", "step", "offset", "loop_body", "then_block"} <= stems
+    text = Text()
+    for stem in stems:
+        for wanted in (stem, stem, stem, f"{stem}_2", f"{stem}_2"):
+            assert not re.fullmatch(rf"{stem}_\d+", text.unique(wanted))
+
+
+def test_names_are_unique_and_no_words_of_the_language() -> None:
+    text = Text()
+    names = [text.unique(n) for n in ("x", "x", "x_2", "for", "2d", "Int32", "a b", "step", "step", "step_2")]
+    assert len(set(names)) == len(names)
+    assert all(n.isidentifier() for n in names) and "for" not in names and "Int32" not in names
