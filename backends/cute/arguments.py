@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .extents import evaluate
-from .manifest import Launch, Manifest, Parameter
+from .manifest import Launch, Manifest, Parameter, Repeat
 
 ALIGN = 256  # bytes of a workspace tensor
 POINTER_ALIGN = 16  # bytes of an argument: kernels move that many at a time
@@ -155,18 +155,36 @@ def calls(
 
     ``pointers`` are those of the arguments and of the workspace.  A launch without blocks is left out.
     """
-    for launch in manifest.launches:
-        grid = evaluate(launch.grid, bound.extents)
+    names = {**bound.extents, **{n: v for n, v in bound.scalars.items() if isinstance(v, int)}}
+    for launch, known in _trips(manifest.launches, names):
+        grid = evaluate(launch.grid, known)
         if not grid < LIMIT:
             raise ValueError(f"{launch.kernel} has {grid} blocks; {LIMIT - 1} are possible")
         if grid < 1:
             continue
-        yield launch, grid, [_value(kind, text, bound, pointers) for kind, text in launch.arguments]
+        yield launch, grid, [_value(kind, x, bound, known, pointers) for kind, x in launch.arguments]
 
 
-def _value(kind: str, text: str, bound: Bound, pointers: Mapping[str, int]) -> int | float:
+def _trips(
+    launches: tuple[Launch | Repeat, ...], known: Mapping[str, int]
+) -> Iterator[tuple[Launch, Mapping[str, int]]]:
+    """The launches of all trips of all loops, with the values of the loops' variables."""
+    for x in launches:
+        if isinstance(x, Launch):
+            yield x, known
+            continue
+        start, stop, step = (evaluate(text, known) for text in (x.start, x.stop, x.step))
+        if step == 0:
+            raise ValueError(f"the loop over {x.var} has the step 0")
+        for value in range(start, stop, step):
+            yield from _trips(x.body, {**known, x.var: value})
+
+
+def _value(
+    kind: str, text: str, bound: Bound, known: Mapping[str, int], pointers: Mapping[str, int]
+) -> int | float:
     if kind == "pointer":
         return pointers[text]
     if text in bound.scalars:
         return bound.scalars[text]
-    return bound.extents[text] if text in bound.extents else evaluate(text, bound.extents)
+    return known[text] if text in known else evaluate(text, known)

@@ -12,8 +12,8 @@ from pypto_models.errors import NOWHERE, Diag, user_error
 from . import bundle as bundles
 from .compiler import missing_compiler
 from .lower import lower
-from .manifest import BundleError, Manifest, digest, read_bundle
-from .runtime import Loaded
+from .manifest import BundleError, Manifest, check_arch, digest, read_bundle
+from .runtime import Loaded, no_device
 
 
 class CuteProgram:
@@ -32,6 +32,18 @@ class CuteProgram:
 
     def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> None:
         self.load()(args, progress)
+
+    def cannot_run(self) -> str | None:
+        """Why this machine has no device for it, or None."""
+        import torch
+
+        if (why := no_device()) is not None:
+            return why
+        try:
+            check_arch(self.manifest, torch.cuda.get_device_capability())
+        except BundleError as error:
+            return str(error)
+        return None
 
     def load(self) -> Loaded:
         """The program on torch's current GPU, loaded the first time that it is asked for."""
@@ -94,9 +106,11 @@ class CuteBackend:
         _check_origin(Path(bundle), manifest, compiled, source)
         return CuteProgram(manifest, cubins, source)
 
-    def bundle(self, compiled: Compiled, progress: Progress | None = None) -> CuteProgram:
-        """The compiled program, for :meth:`CuteProgram.save`."""
-        return self.build(compiled, progress=progress)
+    def bundle(
+        self, compiled: Compiled, progress: Progress | None = None, **options: Any
+    ) -> CuteProgram:
+        """The compiled program, for :meth:`CuteProgram.save`; options as of :meth:`build`."""
+        return self.build(compiled, progress=progress, **options)
 
 
 def _check_origin(folder: Path, manifest: Manifest, compiled: Compiled, source: str) -> None:

@@ -16,8 +16,9 @@ from pypto_models.target import Target
 from .cache import compiler_versions, machine_code
 from .compiler import MachineCode, Progress
 from .cubin import resources
-from .lower import Module, lower
-from .manifest import FILE, SOURCE, KernelEntry, Launch, Manifest, Parameter, Workspace, digest
+from .lower import lower
+from .manifest import FILE, SOURCE, KernelEntry, Manifest, Parameter, digest
+from .module import Module, count
 from .timing import EVENTS, STAMPED, STAMPS
 
 _DIRECTIONS = {Direction.IN: "in", Direction.OUT: "out", Direction.INOUT: "inout"}
@@ -57,9 +58,9 @@ def assemble(function: Function, target: Target, module: Module, code: Mapping[s
     manifest = Manifest(
         name=module.name, target=target.name, arch=str(target.arch),
         parameters=(*parameters(function), *stamps_of(module)),
-        workspaces=tuple(Workspace(w.name, w.dtype, w.shape) for w in module.workspaces),
+        workspaces=module.workspaces,
         kernels=tuple(kernels),
-        launches=tuple(Launch(x.kernel, x.grid, x.arguments) for x in module.launches),
+        launches=module.launches,
         source_sha256=digest(module.source.encode()), early=module.early, fenced=module.fenced,
         versions=compiler_versions(),
     )  # fmt: skip
@@ -87,7 +88,7 @@ def stamps_of(module: Module) -> tuple[Parameter, ...]:
     """The further output of a timing build, see timing.py; none otherwise."""
     if not any((STAMPS, f"pointer:{INT64.name}") in k.parameters for k in module.kernels):
         return ()
-    shape = (str(len(module.launches)), str(STAMPED), str(EVENTS))
+    shape = (str(count(module.launches)), str(STAMPED), str(EVENTS))
     return (Parameter(STAMPS, "tensor", "out", "int64", shape),)
 
 

@@ -94,7 +94,7 @@ def _load(k: Kernel, s: Let) -> None:
     layout = k.plan.of(s.result)
     tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
     pad = s.arg("pad_value")
-    if (pitch := aligned_pitch(box)) is not None:
+    if (pitch := aligned_pitch(box, k.divisors)) is not None:
         tile = replace(tile, plain=(f"({pointer} + {first})", str(pitch), valid[0]))
     if pad is not None:
         tile = padded(k, tile, pad)
@@ -425,7 +425,7 @@ def _store(k: Kernel, s: Let) -> None:
     start = t.let("first", box.start(k.write))
     pointer = k.pointer(view.base)
     layout = tile.layout
-    pitch = aligned_pitch(box)
+    pitch = aligned_pitch(box, k.divisors)
     if (
         isinstance(layout, Dealt)
         and pitch is not None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from math import gcd
 
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, DimVar, Expr, Var
@@ -13,13 +14,15 @@ from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
+from .choices import ANYWHERE, Slot, merge
 from .layouts import POINTWISE, THREADS, Dealt, Layout, Planner, Rows, Spread
 from .order import AFTER, NOTHING, READS, VIEWS, WAIT, Ahead, lets, settled, sources
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
-from .prefetch import Staged
-from .rules import refused, unsupported
+from .prefetch import Staged, stores_in
+from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
-from .tensors import View
+from .scan import operands_of, reads_only, sources_of
+from .tensors import View, multiple_of
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
 from .timing import END, START, WAITED
@@ -39,19 +42,25 @@ class Kernel:
         room: int = 0,
         ahead: Ahead = NOTHING,
         stamps: str = "",
+        alias: Mapping[Var, frozenset[Var]] = {},
     ) -> None:
         self.text = Text()
+        self.alias = alias  # what a base tensor may be, where that is more than itself
+        self.chosen: dict[Var, str] = {}  # pointers of base tensors whose address is a variable
+        self.carried: list[str] = []  # addresses of tensors that the loops around carry
+        self.arrays: dict[Var, dict[int, str]] = {}  # elements of scalar arrays
         self.views = dict(views)
         self.handlers = handlers
         self.room = room  # bytes of shared memory for prefetched tiles
         self.ahead = ahead  # what may be read before the wait
         self.stamps = stamps  # where a timing build notes when things happen
         self.noted = False
+        self.divisors: dict[Expr, int] = {}  # numbers that divide variables
         self.waited = True  # for the kernels before; `run` begins without
         self.written: set[Var] = set()  # base tensors that the kernel writes
         self.early: set[Var] = set()  # base tensors that it reads before the wait
         self.tiles: dict[Var, Tile] = {}
-        self.names: dict[Expr, str] = {}
+        self.names: dict[Expr, str] = {ANYWHERE: "0"}
         self.buffers = Buffers()
         self.ring_bytes = 0  # of the buffers: tiles that run ahead
         self.stage_bytes = 0  # of one trip of the hungriest such loop
@@ -90,10 +99,16 @@ class Kernel:
 
     def may_read(self, base: Var) -> bool:
         """Whether the region reads a tensor, as far as its views are known by now."""
-        return any(v not in self.views or self.views[v].base is base for v in self.sources)
+        return any(v not in self.views or self.same(self.views[v].base, base) for v in self.sources)
+
+    def same(self, a: Var, b: Var) -> bool:
+        """Whether two base tensors may be one."""
+        return not self.alias.get(a, frozenset((a,))).isdisjoint(self.alias.get(b, frozenset((b,))))
 
     # ------------------------------------------------------------------------------------------ names
     def pointer(self, base: Var) -> str:
+        if base in self.chosen:
+            return self.chosen[base]
         if base not in self.pointers:
             self.pointers[base] = self.text.unique(base.name)
         return self.pointers[base]
@@ -153,6 +168,7 @@ class Kernel:
             self.let(s)
         elif isinstance(s, Bind):
             kind = dsl_type(s.value.dtype)
+            self.divisors[s.var] = multiple_of(s.value, self.divisors)
             self.names[s.var] = self.text.let(s.var.name, f"{kind}({self.write(s.value)})")
         elif isinstance(s, For):
             self.loop(s)
@@ -182,9 +198,11 @@ class Kernel:
         t = self.text
         tiles: list[tuple[Var, Tile, Expr]] = []
         scalars: list[tuple[Var, str, Expr]] = []
+        self.settle_all(s.body)
+        slots = [Slot.open(self, c) for c in s.carried if isinstance(c.param.type, TensorType)]
         for c in s.carried:
             if isinstance(c.param.type, TensorType):
-                self.views[c.param] = self.views[c.result] = self.view_of(c.init)
+                continue
             elif isinstance(c.param.type, TileType):
                 layout = self.plan.of(c.param)
                 init = self.tile(c.init)
@@ -198,6 +216,7 @@ class Kernel:
                 self.names[c.param] = self.names[c.result] = name
                 scalars.append((c.param, name, c.next))
         bounds = [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
+        self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
         staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
         for operand in operands_of(s.body):  # what every trip takes as it is, is made once
             if operand in self.tiles:
@@ -206,8 +225,11 @@ class Kernel:
             staged.prologue(self, s, bounds)
         var = t.unique(s.var.name)
         self.names[s.var] = var
+        outer = dict(self.tiles)
         head = len(t.lines)
         with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):", loop=True):
+            for slot in slots:
+                slot.enter(self)
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
             self.block(body)
             nexts = []
@@ -220,13 +242,13 @@ class Kernel:
             new = [(p, place, self.settled(self.tile(n), place, taken)) for p, place, n in tiles]
             for p, place, value in new:
                 self.assign(value, place, p)
-            for name, text in nexts:
+            for name, text in [*nexts, *((x.where, x.next(self, s)) for x in slots)]:
                 t.line(f"{name} = {text}")
             if staged is not None:
                 staged.leave(self)
-        for c in s.carried:
-            if isinstance(c.param.type, TensorType) and self.view_of(c.next) != self.view_of(c.init):
-                raise two_tensors(c.param, s)
+        self.tiles = outer
+        for slot in slots:
+            slot.leave(self)
         # The loads of several trips wait together where nothing in between makes the block wait
         waits = any(
             word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
@@ -267,6 +289,9 @@ class Kernel:
     def branch(self, s: If) -> None:
         t = self.text
         cond = f"Boolean({self.write(s.cond)})" if isinstance(s.cond, Const) else self.write(s.cond)
+        self.settle_all((*s.then, *s.orelse))
+        if self.ahead.all_but is not None and any(isinstance(m.result.type, TensorType) for m in s.merged):
+            self.wait()  # which tensor is read is not known
         slots: list[tuple[Var, str | Tile]] = []
         for m in s.merged:
             v = m.result
@@ -296,6 +321,7 @@ class Kernel:
                 assert isinstance(v.type, TileType)
                 valid[v] = [t.let("valid", "Int32(0)") if d is None else self.dim(d) for d in v.type.valid]
         tiles, waited = dict(self.tiles), self.waited
+        start, ends = len(t.lines), []
         for head, body, side in arms:
             with t.nested(head):
                 self.tiles, self.waited = dict(tiles), waited
@@ -313,13 +339,10 @@ class Kernel:
                     else:
                         assert isinstance(v.type, ScalarType)
                         t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
+                ends.append(len(t.lines))
         self.noted = self.noted or self.waited
         self.tiles, self.waited = tiles, waited
-        for m in s.merged:
-            if isinstance(m.result.type, TensorType):
-                if self.view_of(m.then) != self.view_of(m.orelse):
-                    raise two_tensors(m.result, s)
-                self.views[m.result] = self.view_of(m.then)
+        merge(self, s, start, ends)
         for v, slot in slots:
             if isinstance(slot, Tile):
                 assert isinstance(v.type, TileType)
@@ -534,56 +557,17 @@ class Kernel:
         """A tile that any thread may ask for any element of."""
         return tile if tile.layout is None else self.stored(tile, name)
 
+    def settle_all(self, body: Block) -> None:
+        """Before a loop or a branch that writes."""
+        for x in stores_in(body):
+            known = [self.views[x].base] if x in self.views else []
+            for base in known or {b for tile in self.tiles.values() for b in tile.reads}:
+                self.settle(base)
+
     def settle(self, written: Var) -> None:
         """Before a write to a tensor: what still reads from it is read now."""
         for var, tile in list(self.tiles.items()):
-            if written in tile.reads and self.uses[var] > 0:
+            if self.uses[var] > 0 and any(self.same(written, x) for x in tile.reads):
                 self.tiles[var] = (
                     self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
                 )
-
-
-def two_tensors(var: Var, s: For | If) -> Exception:
-    kind = "loop carries" if isinstance(s, For) else "condition chooses"
-    return refused(
-        s.span, f"the name {var.name}", f"a {kind} one of two tensors under it",
-        "write to one tensor, or move the choice into its indices",
-    )  # fmt: skip
-
-
-def reads_only(body: Block) -> bool:
-    """True if a loop body makes scalars and nothing else."""
-    for s in body:
-        if isinstance(s, If):
-            if not (reads_only(s.then) and reads_only(s.orelse)):
-                return False
-        elif isinstance(s, Let):
-            if s.op.name != "read_tensor":
-                return False
-        elif not isinstance(s, Bind):
-            return False
-    return True
-
-
-def sources_of(body: Block) -> Iterator[Var]:
-    """The tensors and views that a block reads elements of."""
-    for s in body:
-        if isinstance(s, If):
-            yield from sources_of(s.then)
-            yield from sources_of(s.orelse)
-        elif isinstance(s, For):
-            yield from sources_of(s.body)
-        elif isinstance(s, Let) and s.op.name in ("load", "read_tensor") and isinstance(s.args[0], Var):
-            yield s.args[0]
-
-
-def operands_of(body: Block) -> Iterator[Var]:
-    """The operands of the products in a block."""
-    for s in body:
-        if isinstance(s, If):
-            yield from operands_of(s.then)
-            yield from operands_of(s.orelse)
-        elif isinstance(s, For):
-            yield from operands_of(s.body)
-        elif isinstance(s, Let) and s.op.name in ("matmul", "matmul_acc"):
-            yield from (x for x in (s.arg("lhs"), s.arg("rhs")) if isinstance(x, Var))

@@ -1,17 +1,16 @@
 """A function as kernels and a launch list: what the host does is a list, what depends on data is in kernels.
 
-Scalars that the orchestration reads from tensors are computed again at the start of each kernel that needs
-them: nothing waits for the host.  A condition on such scalars guards the kernel's body.
+orchestration.py walks what is between the regions; here a region becomes a kernel.  A condition around it
+guards the kernel's body.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from pypto_models.ir.expr import Const, Expr, Var, free_vars, substitute
 from pypto_models.ir.graph import expr_text
-from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Return, Scope, Stmt
+from pypto_models.ir.nodes import Bind, Block, Function, If, Let, Region, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import INT64, TensorType
 from pypto_models.language.entry import written_params
@@ -20,83 +19,31 @@ from pypto_models.target import Target
 from . import casts as casts  # registers its handlers
 from . import reductions as reductions
 from .handlers import HANDLERS
+from .host import Stale, at_least_one, host_value, slice_of, with_places
 from .kernel import THREADS, Kernel
 from .matching import Product, match
+from .module import KernelSource, Launch, Module, nested
+from .orchestration import Orchestration, State, extents_in
 from .order import BEFORE, Ahead, placed
 from .rules import refused
+from .serial import strided
 from .streaming import RESERVED, Plan, emit
 from .streaming import plan as plan_stream
 from .tensors import View
 from .timing import EVENTS, STAMPED, STAMPS
+from .unroll import unrolled
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One kernel call.  ``grid`` is an expression over run-time extents; ``arguments`` in kernel order."""
-
-    kernel: str
-    grid: str
-    arguments: tuple[tuple[str, str], ...]  # ("pointer" | "extent" | "scalar", name or expression)
-
-
-@dataclass(frozen=True)
-class KernelSource:
-    """One kernel: its text, threads, bytes of shared memory, and how it was lowered."""
-
-    name: str
-    region: str
-    line: int
-    text: str
-    threads: int
-    shared_bytes: int
-    how: str  # "stream", or why it runs block by block
-    parameters: tuple[tuple[str, str], ...]  # (name, kind)
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """A tensor that the program makes: ``shape`` in run-time extents."""
-
-    name: str
-    dtype: str
-    shape: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Module:
-    """A lowered function."""
-
-    name: str
-    target: str
-    kernels: tuple[KernelSource, ...]
-    launches: tuple[Launch, ...]
-    workspaces: tuple[Workspace, ...]
-    source: str
-    early: tuple[str, ...] = ()  # parameters that a kernel reads before it waits for those before it
-    fenced: bool = True  # a kernel starts only when all that ran before the program is complete
-
-
-@dataclass
-class _State:
-    views: dict[Var, View]
-    prelude: list[Stmt]  # scalar statements so far, in order
-    env: dict[Var, Expr] = field(default_factory=dict)  # scalars known to the host
-    guards: list[tuple[Expr, bool]] = field(default_factory=list)
-
-
-class Lowering:
-    def __init__(self, function: Function, target: Target, timing: bool = False) -> None:
-        self.function = function
+class Lowering(Orchestration):
+    def __init__(
+        self, function: Function, target: Target, timing: bool = False, kept: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(function, kept)
         self.timing = timing
         self.target = target
         self.kernels: list[KernelSource] = []
-        self.launches: list[Launch] = []
-        self.workspaces: list[Workspace] = []
-        self.names: dict[Var, str] = {}
-        self.taken: set[str] = set()
         self.constants: frozenset[Var] = frozenset()  # parameters that no region writes
         self.limit = max(s.bytes for s in target.spaces.values() if s.align == 16)
-        self.last: tuple[str, frozenset[Var]] | None = None  # how the last launch runs, and what it writes
         self.early: set[Var] = set()  # what kernels read before they wait
 
     def module(self) -> Module:
@@ -104,14 +51,15 @@ class Lowering:
         for p in self.function.params:
             self.names[p.var] = p.name
             self.taken.add(p.name)
+            self.taken |= {x.name for d in getattr(p.var.type, "shape", ()) for x in extents_in(d)}
         written = written_params(self.function)
         self.constants = frozenset(p.var for p in self.function.params if p.var not in written)
-        self.block(self.function.body, _State(views, []))
-        kernels, fenced = triggered(self.kernels)
+        self.block(self.function.body, State(views, [], alias=self.roots))
+        kernels, fenced = triggered(self.kernels, self.unsure)
         source = module_source(self.function.name, self.target, kernels)
         early = tuple(p.name for p in self.function.params if p.var in self.early)
         return Module(
-            self.function.name, self.target.name, tuple(kernels), tuple(self.launches),
+            self.function.name, self.target.name, tuple(kernels), nested(self.launches, self.repeats),
             tuple(self.workspaces), source, early, fenced,
         )  # fmt: skip
 
@@ -123,125 +71,23 @@ class Lowering:
             return Ahead(self.constants)
         return Ahead(self.constants, self.last[1])
 
-    def unique(self, wanted: str) -> str:
-        name, n = wanted, 1
-        while name in self.taken:
-            n += 1
-            name = f"{wanted}_{n}"
-        self.taken.add(name)
-        return name
-
-    # ------------------------------------------------------------------------------------------ walk
-    def block(self, body: Block, state: _State) -> None:
-        for s in body:
-            self.stmt(s, state)
-
-    def stmt(self, s: Stmt, state: _State) -> None:
-        if isinstance(s, Region):
-            self.region(s, state)
-        elif isinstance(s, Scope):
-            self.block(s.body, state)
-        elif isinstance(s, Let):
-            self.let(s, state)
-        elif isinstance(s, Bind):
-            state.env[s.var] = substitute(s.value, state.env)
-            state.prelude.append(s)
-        elif isinstance(s, For):
-            self.loop(s, state)
-        elif isinstance(s, If):
-            self.branch(s, state)
-        elif isinstance(s, Return) and s.values:
-            why, fix = "a program of kernels returns nothing", "write the result into an Out tensor"
-            raise refused(s.span, "return", why, fix)
-
-    def let(self, s: Let, state: _State) -> None:
-        if s.op.name == "create":
-            t = s.result.type
-            assert isinstance(t, TensorType)
-            name = self.unique(s.result.name)
-            base = Var(s.result.name, t)  # of its own for every trip of an unrolled loop
-            self.names[base] = name
-            shape = tuple(
-                str(d) if isinstance(d, int) else expr_text(self.host(d, state, s)) for d in t.shape
-            )
-            self.workspaces.append(Workspace(name, t.dtype.torch_name or "", shape))
-            state.views[s.result] = View.whole(base)
-            if s.arg("init_value") is not None:
-                why, fix = "init_value is not lowered", "fill the tensor in a region"
-                raise refused(s.span, "create_tensor", why, fix)
-        elif s.op.name in ("view", "view_reshape"):
-            k = Kernel(state.views, HANDLERS)
-            k.let(s)
-            state.views[s.result] = k.views[s.result]
-        elif s.op.name == "read_tensor":
-            state.prelude.append(s)
-        elif s.op.name in ("task_dummy", "array_create", "array_set", "array_get"):
-            return  # kernels run in program order
-        else:
-            raise refused(s.span, s.op.name, "it is outside of a region", "move it into a region")
-
-    def host(self, x: Expr, state: _State, s: Stmt) -> Expr:
-        """An expression of run-time extents only."""
-        out = substitute(x, state.env)
-        unknown = [v for v in free_vars(out) if v not in self.loop_vars]
-        if unknown:
-            why = f"it depends on {unknown[0].name}, which is device data"
-            fix = "launch for the largest extent and test inside of the region"
-            raise refused(s.span, "the launch", why, fix)
-        return out
-
-    loop_vars: frozenset[Var] = frozenset()
-
-    def loop(self, s: For, state: _State) -> None:
-        if not has_region(s.body):
-            state.prelude.append(s)
-            return
-        bounds = [self.host(x, state, s) for x in (s.start, s.stop, s.step)]
-        if not all(isinstance(b, Const) for b in bounds):
-            why = "it launches regions a run-time number of times"
-            raise refused(s.span, "the loop", why, "make the loop variable the block of a pl.spmd")
-        start, stop, step = (int(b.value) for b in bounds)  # type: ignore[attr-defined]
-        carried: dict[Var, Expr] = {c.param: c.init for c in s.carried}
-        for trip in range(start, stop, step):
-            state.env[s.var] = Const(trip)
-            self.bind(carried, state)
-            self.block(s.body, state)
-            carried = {c.param: c.next for c in s.carried}
-        self.bind({c.result: carried[c.param] for c in s.carried}, state)
-
-    def bind(self, values: dict[Var, Expr], state: _State) -> None:
-        """Names for tensors and scalars that the host knows, all at once."""
-        views = {v: state.views[x] for v, x in values.items() if isinstance(x, Var) and x in state.views}
-        env = {v: substitute(x, state.env) for v, x in values.items() if v not in views}
-        state.views.update(views)
-        state.env.update(env)
-
-    def branch(self, s: If, state: _State) -> None:
-        if not has_region((s,)):
-            state.prelude.append(s)
-            for x in walk((s,)):
-                if isinstance(x, Let) and isinstance(x.results[0].type if x.results else None, TensorType):
-                    self.let(x, state)
-        else:
-            for body, wanted in ((s.then, True), (s.orelse, False)):
-                state.guards.append((s.cond, wanted))
-                self.block(body, state)
-                state.guards.pop()
-        for m in s.merged:
-            if isinstance(m.result.type, TensorType):
-                a, b = state.views[m.then], state.views[m.orelse]  # type: ignore[index]
-                if a != b:
-                    why = "a condition chooses one of two tensors under it"
-                    fix = "write to one tensor, or move the choice into its indices"
-                    raise refused(s.span, f"the name {m.result.name}", why, fix)
-                state.views[m.result] = a
-
     # ------------------------------------------------------------------------------------------ regions
-    def region(self, s: Region, state: _State) -> None:
+    def region(self, s: Region, state: State) -> None:
         known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
-        needed = set(uses(s.body)) | {v for c, _ in state.guards for v in free_vars(c)}
-        prelude = slice_of(state.prelude, set(needed))
+        if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
+            s = strided(s, self.target.cores)
+        needed = with_places(uses(s.body), state.views)
+        bodies = [list(inside) for _, _, inside in state.guards]
+        for (cond, _, _), inside in zip(reversed(state.guards), reversed(bodies), strict=True):
+            inside[:] = slice_of(inside, needed, state.views)
+            needed |= with_places({*uses(tuple(inside)), *free_vars(cond)}, state.views)
+        prelude = slice_of(state.outer, needed, state.views)
+        needed |= with_places(uses(prelude), state.views)
+        self.scalars.check((*prelude, *(x for inside in bodies for x in inside)), s.body)
         matched = match(s) if not state.guards else "it runs under a condition"
+        ahead = self.ahead()
+        if any(v in needed for v in state.views if state.views[v].base not in self.names):
+            matched, ahead = "a condition or a loop chooses a tensor of it", replace(ahead, all_but=None)
         name = self.unique(s.name)
         if (
             isinstance(matched, Product)
@@ -254,13 +100,13 @@ class Lowering:
             return
         why = matched if isinstance(matched, str) else "its product does not fit shared memory"
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
-        trial = guarded(s, state, prelude, known, 1 << 40, self.ahead(), self.stamps())
+        trial = guarded(s, state, prelude, bodies, known, 1 << 40, ahead, self.stamps())
         fixed = trial.buffers.bytes - trial.ring_bytes
         room = self.limit - RESERVED - fixed
         half = self.limit // 2 - RESERVED - fixed
         if trial.stage_bytes and half // trial.stage_bytes >= 3:
             room = half  # two blocks share a core, and one computes while the other waits
-        kernel = guarded(s, state, prelude, known, room, self.ahead(), self.stamps())
+        kernel = guarded(s, state, prelude, bodies, known, room, ahead, self.stamps())
         if kernel.buffers.bytes > self.limit - RESERVED:
             took, room = kernel.buffers.bytes, self.limit - RESERVED
             why = f"its tiles take {took} bytes of shared memory, and a block has {room}"
@@ -287,7 +133,7 @@ class Lowering:
         name: str,
         product: Product,
         plan: Plan,
-        state: _State,
+        state: State,
         prelude: Block,
         known: dict[Var, Expr],
     ) -> None:
@@ -338,7 +184,7 @@ class Lowering:
         shared: int,
         how: str,
         grid: str,
-        state: _State,
+        state: State,
     ) -> None:
         parameters: list[tuple[str, str]] = []
         arguments: list[tuple[str, str]] = []
@@ -358,7 +204,10 @@ class Lowering:
             parameters.append((STAMPS, f"pointer:{INT64.name}"))
             arguments.append(("pointer", STAMPS))
         self.early |= kernel.early & self.constants
-        self.last = (how, frozenset(kernel.written))
+        sure = how == "stream" or s.count is None or at_least_one(self.host(s.count, state, s))
+        if not sure:
+            self.unsure.add(name)
+        self.last = (how, frozenset(kernel.written)) if sure and not kernel.chosen else None
         text = head + kernel_text(name, s, parameters, body, threads, how)
         self.kernels.append(
             KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters))
@@ -373,85 +222,35 @@ def bindings(known: dict[Var, Expr]) -> Block:
 
 def guarded(
     s: Region,
-    state: _State,
+    state: State,
     prelude: Block,
+    under: list[list[Stmt]],
     known: dict[Var, Expr],
     room: int,
     ahead: Ahead,
     stamps: str = "",
 ) -> Kernel:
-    """The region block by block, under the conditions around it."""
-    needed = (
-        set(uses(s.body))
-        | {v for st in prelude for v in uses((st,))}
-        | {v for c, _ in state.guards for v in free_vars(c)}
-    )
-    bound = bindings({v: e for v, e in known.items() if v in needed})
-    if not state.guards:
-        return blockwise(s, state.views, bound + prelude, room, ahead, stamps)
+    """The region block by block, under the conditions around it and behind the statements ``under`` each."""
     body: Block = s.body
-    for cond, wanted in reversed(state.guards):
-        body = (If(cond, body if wanted else (), () if wanted else body, (), s.span),)
-    region = Region(s.kind, s.block, s.count, body, s.options, None, (), s.unit, s.span)
-    return blockwise(region, state.views, bound + prelude, room, ahead, stamps)
+    for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(under), strict=True):
+        both = (*inside, *body)
+        body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
+    needed = with_places(uses((*prelude, *body)), state.views)
+    bound = bindings({v: e for v, e in known.items() if v in needed})
+    region = replace(s, body=body)
+    return blockwise(region, state, bound + prelude, room, ahead, stamps)
 
 
 def blockwise(
-    region: Region, views: dict[Var, View], prelude: Block, room: int, ahead: Ahead, stamps: str = ""
+    region: Region, state: State, prelude: Block, room: int, ahead: Ahead, stamps: str = ""
 ) -> Kernel:
     """A kernel that runs the region block by block, one CTA each."""
-    kernel = Kernel(views, HANDLERS, room, ahead, stamps)
+    kernel = Kernel(state.views, HANDLERS, room, ahead, stamps, state.alias)
     if region.block is not None:
         kernel.names[region.block] = "cta"
         kernel.text.taken.add("cta")
     kernel.run(prelude, region.body)
     return kernel
-
-
-def has_region(body: Block) -> bool:
-    return any(isinstance(s, Region) for s in walk(body))
-
-
-def walk(body: Block) -> Iterator[Stmt]:
-    for s in body:
-        yield s
-        if isinstance(s, For | Scope | Region):
-            yield from walk(s.body)
-        elif isinstance(s, If):
-            yield from walk(s.then)
-            yield from walk(s.orelse)
-
-
-def slice_of(statements: list[Stmt], needed: set[Expr]) -> Block:
-    """The statements that ``needed`` depends on, in order."""
-    out: list[Stmt] = []
-    wanted = set(needed)
-    for s in reversed(statements):
-        if any(v in wanted for v in results(s)):
-            out.append(s)
-            wanted |= set(uses((s,)))
-            if isinstance(s, Let):
-                wanted |= {
-                    v
-                    for a in s.args
-                    if isinstance(a, tuple)
-                    for x in a
-                    if isinstance(x, Expr)
-                    for v in free_vars(x)
-                }
-    return tuple(reversed(out))
-
-
-def results(s: Stmt) -> list[Var]:
-    if isinstance(s, Let):
-        return list(s.results)
-    if isinstance(s, Bind):
-        return [s.var]
-    if isinstance(s, For):
-        return [c.result for c in s.carried]
-    if isinstance(s, If):
-        return [m.result for m in s.merged]
-    return []
 
 
 # -------------------------------------------------------------------------------------------------- text
@@ -484,8 +283,8 @@ def kernel_text(
     return "\n".join([*head, *body, *launcher]) + "\n"
 
 
-def triggered(kernels: list[KernelSource]) -> tuple[list[KernelSource], bool]:
-    """The kernels with their triggers, and whether one of them triggers after its wait.
+def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[KernelSource], bool]:
+    """The kernels with their triggers, and whether one that is sure to run triggers after its wait.
 
     A streamed product should be resident early, to ask for its weights; a kernel that runs block by block
     gains more from knowing that all but the one before it is complete.
@@ -494,7 +293,7 @@ def triggered(kernels: list[KernelSource]) -> tuple[list[KernelSource], bool]:
     fenced = False
     for k, following in zip(kernels, (*kernels[1:], None), strict=True):
         late = k.how != "stream" and following is not None and following.how != "stream"
-        fenced = fenced or late
+        fenced = fenced or (late and k.name not in unsure)
         out.append(k if k.how == "stream" else replace(k, text=placed(k.text, late)))
     return out, fenced
 
@@ -514,4 +313,10 @@ from backends.cute.device import block, stream
 
 def lower(function: Function, target: Target, timing: bool = False) -> Module:
     """The kernels and launches of a function; with ``timing`` they note in a further output when they ran."""
-    return Lowering(function, target, timing).module()
+    function = unrolled(function)
+    kept: frozenset[int] = frozenset()
+    while True:
+        try:
+            return Lowering(function, target, timing, kept).module()
+        except Stale as stale:
+            kept |= {stale.let}

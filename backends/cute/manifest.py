@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
 FILE = "manifest.json"
 SOURCE = "kernels.py"
 
@@ -64,11 +64,28 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Launch:
-    """A call of ``kernel`` on ``grid`` blocks; arguments are (pointer | extent | scalar, text)."""
+    """A call of ``kernel`` on ``grid`` blocks; arguments are (pointer | extent | scalar, text).
+
+    ``grid`` is an expression over run-time extents, scalar arguments and the variables of loops around.
+    """
 
     kernel: str
     grid: str
     arguments: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Launches, in order, for each value of ``var`` in range(start, stop, step).
+
+    The bounds are expressions as a grid is; the body may use ``var`` in its own.
+    """
+
+    var: str
+    start: str
+    stop: str
+    step: str
+    body: tuple[Launch | Repeat, ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,7 @@ class Manifest:
     parameters: tuple[Parameter, ...]
     workspaces: tuple[Workspace, ...]
     kernels: tuple[KernelEntry, ...]
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch | Repeat, ...]
     source_sha256: str
     early: tuple[str, ...] = ()
     fenced: bool = True
@@ -116,13 +133,17 @@ class Manifest:
                     "kernels": tuple(
                         KernelEntry(**k | {"parameters": _pairs(k["parameters"])}) for k in data["kernels"]
                     ),
-                    "launches": tuple(
-                        Launch(**x | {"arguments": _pairs(x["arguments"])}) for x in data["launches"]
-                    ),
+                    "launches": tuple(map(_launch, data["launches"])),
                 }
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise BundleError(f"{where} is no manifest of a bundle ({error!r}): build it again") from error
+
+
+def _launch(x: dict[str, Any]) -> Launch | Repeat:
+    if "body" in x:
+        return Repeat(**x | {"body": tuple(map(_launch, x["body"]))})
+    return Launch(**x | {"arguments": _pairs(x["arguments"])})
 
 
 def _pairs(values: Any) -> tuple[tuple[str, str], ...]:

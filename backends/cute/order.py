@@ -54,7 +54,7 @@ def settled(s: Stmt, ahead: Ahead, views: Mapping[Var, View]) -> bool:
     )
 
 
-EFFECTS = ("store", "write_tensor")
+EFFECTS = ("store", "write_tensor", "create", "fill_tensor", "keep_address", "kept_tensor")
 READS = ("load", "read_tensor")
 VIEWS = ("view", "view_reshape")
 

@@ -13,6 +13,7 @@ from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TileType
 
 from .places import copy_call, padded_pitch, vectors
+from .scalars import DSL_TYPES
 from .tensors import aligned_pitch
 from .text import BARRIER
 from .tiles import Shared
@@ -37,6 +38,7 @@ class Staged:
     stages: int
     places: dict[Var, Shared] = field(default_factory=dict)
     slot: str = ""
+    held: dict[Var, str] = field(default_factory=dict)  # elements that addresses need, read a trip early
 
     @staticmethod
     def plan(k: Kernel, s: For) -> Staged | None:
@@ -90,7 +92,7 @@ class Staged:
         names = dict(k.names)
         with k.text.nested(f"if {var} < {stop}:"):
             k.names[s.var] = var
-            k.block(self.scalars)
+            self.addresses(k)
             for load in self.loads:
                 k.handlers["load"](k, load)
                 tile = k.tiles.pop(load.result)
@@ -100,6 +102,26 @@ class Staged:
                 size = tile.shape[0] * place.pitch
                 k.text.line(copy_call(tile, place, f"{place.name} + {slot} * {size}"))
         k.text.line("cute.arch.cp_async_commit_group()")
+        k.names = names
+
+    def addresses(self, k: Kernel) -> None:
+        """The scalars of the trip to begin, with the elements that an earlier trip has read for it."""
+        for st in self.scalars:
+            if isinstance(st, Let) and st.result in self.held:
+                k.names[st.result] = self.held[st.result]
+            else:
+                k.stmt(st)
+
+    def read_ahead(self, k: Kernel, s: For, var: str, stop: str) -> None:
+        """Read the elements that the addresses of trip ``var`` need: nothing waits for them in this one."""
+        names, now = dict(k.names), self.held
+        with k.text.nested(f"if {var} < {stop}:"):
+            k.names[s.var] = var
+            self.held = {}
+            self.addresses(k)
+            self.held = now
+            for v, name in now.items():
+                k.text.line(f"{name} = {k.names[v]}")
         k.names = names
 
     def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
@@ -117,6 +139,12 @@ class Staged:
             ahead = t.let("ahead", f"{start} + {d} * {step}")
             self.issue(k, s, ahead, stop, str(d))
         self.slot = t.let("slot", "Int32(0)")
+        for st in self.scalars:
+            if isinstance(st, Let):
+                dtype = DSL_TYPES[st.result.type.dtype.name]  # type: ignore[union-attr]
+                self.held[st.result] = t.let(f"{st.result.name}_ahead", f"{dtype}(0)")
+        if self.held:
+            self.read_ahead(k, s, t.let("ahead", f"{start} + {self.stages - 1} * {step}"), stop)
 
     def enter(self, k: Kernel, s: For, var: str, bounds: list[str]) -> Block:
         """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
@@ -131,6 +159,8 @@ class Staged:
             t.line(f"{into} = {into} - {self.stages}")
         ahead = t.let("ahead", f"{var} + {self.stages - 1} * {bounds[2]}")
         self.issue(k, s, ahead, bounds[1], into)
+        if self.held:
+            self.read_ahead(k, s, t.let("ahead", f"{var} + {self.stages} * {bounds[2]}"), bounds[1])
         k.names[s.var] = var
         k.block(self.scalars)
         for load in self.loads:
@@ -164,14 +194,17 @@ def stores_in(body: Block) -> Iterator[Var]:
 def runs_ahead(k: Kernel, load: Let, written: set[Var]) -> bool:
     """Whether a load can be copied in 16-byte pieces, from a tensor that the loop does not write."""
     tensor = load.arg("t")
-    if not isinstance(tensor, Var) or tensor not in k.views or k.views[tensor].base in written:
+    if not isinstance(tensor, Var) or tensor not in k.views:
+        return False
+    if any(k.same(k.views[tensor].base, w) for w in written):
         return False
     shape, at = (tuple(index(x) for x in load.arg(n)) for n in ("shape", "offset"))  # type: ignore[union-attr, arg-type]
     limits = load.arg("valid_shape")
     whole = not isinstance(limits, tuple) or as_dim(index(limits[-1])) == as_dim(shape[-1])
     if not whole or load.arg("clamp") or load.arg("drop_dims") or load.arg("pad_value") is not None:
         return False
-    return aligned_pitch(k.views[tensor].moved(tuple(as_dim(x) for x in shape), at)) is not None
+    box = k.views[tensor].moved(tuple(as_dim(x) for x in shape), at)
+    return aligned_pitch(box, k.divisors) is not None
 
 
 def _staged_use(body: Block, var: Var) -> bool:

@@ -23,6 +23,12 @@ UNARY: dict[str, str] = {
     "recip": "(Float32(1.0) / {a})",
 }
 
+
+def binary(name: str, dtype: DType) -> str:
+    """The template of an op of two operands with a result of this type: integers divide towards zero."""
+    return "block.quotient({a}, {b})" if name == "div" and dtype.is_integer else BINARY[name]
+
+
 COMPARE = ("==", "!=", "<", "<=", ">", ">=")
 
 REDUCE = {

@@ -124,11 +124,11 @@ class Loaded:
         pointers |= {n: memory.data_ptr() + at for n, at in slab.offsets.items()}
         stream = torch.cuda.current_stream(self.device).cuda_stream
         overlap = _IN_FLIGHT.admits(self.manifest, tensors, stream)
-        total = len(self.manifest.launches)
-        for done, (launch, grid, values) in enumerate(calls(self.manifest, bound, pointers), 1):
+        todo = list(calls(self.manifest, bound, pointers))
+        for done, (launch, grid, values) in enumerate(todo, 1):
             self._launch(self.kernels[launch.kernel], grid, values, stream, overlap or done > 1)
             if progress is not None:
-                progress(done, total, launch.kernel)
+                progress(done, len(todo), launch.kernel)
         del memory, tensors  # the allocator gives what was made here out again in stream order
 
     def _launch(

@@ -128,7 +128,7 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     x = f"{kernel.pointer(x_view.base)} + {x_view.start(kernel.write)}"
     w = f"{kernel.pointer(w_view.base)} + {w_view.start(kernel.write)}"
     names = dict(kernel.names)
-    prepared = tuple(names.values())
+    prepared = tuple(x for x in names.values() if x.isidentifier())  # not what is constant
 
     def inner() -> Text:
         kernel.text = Text(taken=outer.taken)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import gcd
+from types import MappingProxyType
 
-from pypto_models.ir.expr import Binary, Const, Expr, Var, as_dim, binary, dim_expr, index
+from pypto_models.ir.expr import Binary, Const, Expr, Unary, Var, as_dim, binary, dim_expr, index
 from pypto_models.ir.types import Dim, DType, TensorType
 
 Write = Callable[[Expr], str]
@@ -63,12 +64,19 @@ def _stride(write: Write, s: Expr) -> str:
     return str(s.value) if isinstance(s, Const) else f"Int64({write(s)})"
 
 
-def multiple_of(x: Expr) -> int:
+Divisors = Mapping[Expr, int]  # of variables
+
+
+def multiple_of(x: Expr, known: Divisors = MappingProxyType({})) -> int:
     """The largest number known to divide an index; 0 for the constant 0, which all numbers divide."""
     if isinstance(x, Const):
         return abs(int(x.value))
+    if x in known:
+        return known[x]
+    if isinstance(x, Unary) and x.op == "cast" and x.dtype.is_integer and x.operand.dtype.is_integer:
+        return multiple_of(x.operand, known)
     if isinstance(x, Binary):
-        a, b = multiple_of(x.lhs), multiple_of(x.rhs)
+        a, b = multiple_of(x.lhs, known), multiple_of(x.rhs, known)
         if x.op == "*":
             return a * b
         if x.op in ("+", "-", "min", "max"):
@@ -99,7 +107,7 @@ def view_dtype(view: View) -> DType:
     return view.base.type.dtype
 
 
-def aligned_pitch(box: View) -> int | None:
+def aligned_pitch(box: View, known: Divisors = MappingProxyType({})) -> int | None:
     """The pitch of a box whose rows all start at multiples of 16 bytes, as far as can be known; else None."""
     per = 16 // view_dtype(box).bytes
     if len(box.shape) != 2 or box.strides[1] != Const(1):
@@ -107,5 +115,5 @@ def aligned_pitch(box: View) -> int | None:
     pitch = box.strides[0]
     if not isinstance(pitch, Const) or pitch.value % per:
         return None
-    starts = all(multiple_of(i) * multiple_of(s) % per == 0 for i, s in box.offsets)
+    starts = all(multiple_of(i, known) * multiple_of(s, known) % per == 0 for i, s in box.offsets)
     return int(pitch.value) if starts else None

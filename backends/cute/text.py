@@ -15,8 +15,8 @@ _RESERVED = {
 }  # fmt: skip
 
 
-# What CuTe DSL calls its own variables when it rewrites loops and branches, with a number behind.  It does not
-# look whether the name is taken: a kernel's variable of that name would change its value.
+# What CuTe DSL calls its own variables when it rewrites loops and branches, with a number behind.  It does
+# not look whether the name is taken: a kernel's variable of that name would change its value.
 _GENERATED = re.compile(
     r"(start|stop|step|offset|isNegative|(start|stop|step)_ori|loop_carried_var|loop_body|(if|elif|while)_region"
     r"|(ifexp_)?(then|else)_block|while_(before|after)_block|_pyir_\w+)(_\d+)?"

@@ -9,7 +9,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float32, Int32, Int64
+from cutlass import BFloat16, Float32, Int16, Int32, Int64
 from cutlass._mlir.dialects import llvm
 
 THREADS = 256
@@ -205,22 +205,40 @@ def copy_rows(
     """
     tid, _, _ = cute.arch.thread_idx()
     pieces = columns // vector
-    fill = cute.make_copy_atom(
-        cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL),
-        source.dtype,
-        num_bits_per_copy=128,
+    if cutlass.const_expr(THREADS % pieces == 0):  # a thread copies the same piece of every ``per``-th row
+        per = THREADS // pieces
+        own = tid // pieces
+        at = tid % pieces * vector
+        here = source + (Int64(own) * source_pitch + at)
+        there = to + (own * to_pitch + at)
+        for n in cutlass.range_constexpr(-(-tile_rows // per)):
+            live = Int32(0)
+            if own + n * per < rows:
+                live = Int32(16)
+            # A constant condition is none at all: the DSL would emit the second one as a branch.
+            if cutlass.const_expr((n + 1) * per <= tile_rows):  # noqa: SIM114
+                copy_16(here + n * per * source_pitch, there + n * per * to_pitch, live)
+            elif own + n * per < tile_rows:
+                copy_16(here + n * per * source_pitch, there + n * per * to_pitch, live)
+    else:
+        for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
+            piece = tid + n * THREADS
+            if piece < tile_rows * pieces:
+                row = piece // pieces
+                at = piece % pieces * vector
+                live = Int32(0)
+                if row < rows:
+                    live = Int32(16)
+                copy_16(source + (Int64(row) * source_pitch + at), to + (row * to_pitch + at), live)
+
+
+def copy_16(source: cute.Pointer, to: cute.Pointer, live: Int32) -> None:
+    """Begin to copy ``live`` bytes, 16 or none, from global to shared memory; the rest of 16 becomes zero."""
+    cute.arch.inline_ptx(
+        "cp.async.cg.shared.global [{$r0}], [{$r1}], 16, {$r2};",
+        write_only_types=[],
+        read_only_args=[Int32(to.toint()), Int64(source.toint()), live],
     )
-    for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
-        piece = tid + n * THREADS
-        if piece < tile_rows * pieces:
-            row = piece // pieces
-            at = piece % pieces * vector
-            into = cute.make_tensor((to + (row * to_pitch + at)).align(16), cute.make_layout(vector))
-            if row < rows:
-                start = (source + (Int64(row) * source_pitch + at)).align(16)
-                cute.copy(fill, cute.make_tensor(start, cute.make_layout(vector)), into)
-            else:
-                into.fill(source.dtype(0))
 
 
 @cute.jit
@@ -240,3 +258,59 @@ def warp_argmax(value: Any, at: Any) -> Any:
         place = cute.arch.shuffle_sync_bfly(at, distance)
         value, at = better(value, at, other, place)
     return value, at
+
+
+@cute.jit
+def quotient(a: Any, b: Any) -> Any:
+    """a / b of integers, towards zero; // goes down."""
+    out = a // b
+    if (out * b != a) & ((a < 0) != (b < 0)):
+        out = out + 1
+    return out
+
+
+@cute.jit
+def narrowed(value: Float32, to: cutlass.Constexpr, mode: cutlass.Constexpr):
+    """``value`` as a 16-bit float, rounded as ``mode`` says: round (ties away from zero), floor, ceil, trunc,
+    odd.  Zeros, infinities and NaN are what the plain conversion makes of them.
+
+    The bits of a float are sign and magnitude: one more is the next value away from zero.
+    """
+    near = to(value)  # one of the two neighbours
+    back = Float32(near)
+    low = Int32(Int16(llvm.bitcast(Int16.mlir_type, near.ir_value())))
+    size = larger(value, -value)
+    inexact = (back != value) & (value == value)
+    if larger(back, -back) > size:
+        low = low - 1
+    bits = low
+    if cutlass.const_expr(mode == "floor"):
+        if value < Float32(0.0):
+            bits = low + 1
+    elif cutlass.const_expr(mode == "ceil"):
+        if value > Float32(0.0):
+            bits = low + 1
+    elif cutlass.const_expr(mode == "odd"):
+        bits = low | 1
+    elif cutlass.const_expr(mode == "round"):
+        below, above = from_bits(low, to), from_bits(low + 1, to)
+        bits = Int32(Int16(llvm.bitcast(Int16.mlir_type, near.ir_value())))
+        if size - larger(below, -below) == larger(above, -above) - size:
+            bits = low + 1
+    out = near
+    if inexact:
+        out = to(llvm.bitcast(to.mlir_type, Int16(bits).ir_value()))
+    return out
+
+
+def from_bits(bits: Any, to: Any) -> Any:
+    """The fp32 value of the 16-bit float with these bits."""
+    return Float32(to(llvm.bitcast(to.mlir_type, Int16(bits).ir_value())))
+
+
+@cute.jit
+def fill(pointer: cute.Pointer, first: Int64, last: Int64, value: Any):
+    """Elements ``first`` to ``last`` of global memory, the end exclusive."""
+    tid, _, _ = cute.arch.thread_idx()
+    for i in cutlass.range(first + tid, last, Int64(THREADS), unroll=1):
+        element(pointer, i)[0] = value
