@@ -13,7 +13,7 @@ from torch import Tensor
 from golden import data
 from golden.diff import type_mismatch
 from golden.memory import fingerprint, overlap, poisoned
-from golden.program import Program, launch
+from golden.program import Program, cannot_run, launch
 from golden.report import Log, RunResult, Status, TensorReport, progress_bar, say
 from golden.roles import TensorRole, bind
 from golden.spec import ScalarSpec, Spec
@@ -44,10 +44,14 @@ def execute_and_compare(
     be written the golden gets a copy. ``golden_data`` replaces both the generated inputs and ``golden_fn`` by
     a recorded run.
 
+    A program that says by ``cannot_run()`` that this machine has no device for it is SKIPPED, and why.
+
     Exceptions of the kernel, the golden and the specs' callables pass through, except ValueError while inputs
     are prepared: that, like every finding, is a result with ``passed`` False.
     """
     log = log or Log()
+    if (why := cannot_run(program)) is not None:
+        return log.result("SKIPPED", f"not run: {why}", note=why, work_dir=work_dir)
     recorded = None if golden_data is None else Path(golden_data)
     rules = Rules(compare_fn, rtol, atol)
     try:

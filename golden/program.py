@@ -48,6 +48,12 @@ def is_program(candidate: object) -> bool:
     return callable(candidate) and all(hasattr(candidate, name) for name in ("params", "written", "warnings"))
 
 
+def cannot_run(program: object) -> str | None:
+    """Why a program cannot run on this machine, if it can tell; else None."""
+    ask: Callable[[], str | None] | None = getattr(program, "cannot_run", None)
+    return None if ask is None else ask()
+
+
 def launch(program: Program, args: Sequence[Any], progress: Progress) -> None:
     """Call the program; one that can report its progress does so to ``progress``.
 

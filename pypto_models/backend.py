@@ -47,12 +47,20 @@ class Compiled:
 
 
 class Executable(Protocol):
-    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values.
-
-    One whose tensors are elsewhere than on the CPU has an attribute ``device``, such as ``"cuda"``.
-    """
+    """What a backend builds.  Mutates the tensors of Out and InOut parameters; gives the returned values."""
 
     def __call__(self, args: Mapping[str, Any], progress: Progress | None = None) -> Any: ...
+
+
+@runtime_checkable
+class OnDevice(Executable, Protocol):
+    """An executable whose tensors are elsewhere than on the CPU, at ``device``, such as ``"cuda"``."""
+
+    device: str
+
+    def cannot_run(self) -> str | None:
+        """Why it cannot run on this machine, or None."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class KernelRow:
     code_bytes: int
 
 
+@runtime_checkable
 class Saved(Executable, Protocol):
     """An executable that can be kept in a folder and loaded where nothing can be compiled."""
 
@@ -113,6 +122,10 @@ class Emits(Protocol):
 
 @runtime_checkable
 class Bundles(Protocol):
-    """A backend whose programs can be kept.  ``progress`` counts the kernels that are compiled."""
+    """A backend whose programs can be kept.
 
-    def bundle(self, compiled: Compiled, progress: Progress | None = None) -> Saved: ...
+    ``progress`` counts the kernels that are compiled; ``options`` are those of ``build``, and one of them is
+    ``bundle``, the folder of a program to be loaded.
+    """
+
+    def bundle(self, compiled: Compiled, progress: Progress | None = None, **options: Any) -> Saved: ...

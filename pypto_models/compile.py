@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .backend import Backend, Compiled, Executable, Progress
+from .backend import Backend, Bundles, Compiled, Executable, OnDevice, Progress, Saved
 from .cache import Key, MemoryStore, NoStableText, make_key, tool_versions
-from .errors import Diag, UserError, user_error
+from .errors import NOWHERE, Diag, UserError, user_error
 from .ir.nodes import Function
 from .ir.printer import format_function
 from .ir.types import TensorType
@@ -64,7 +64,24 @@ class Program:
     @property
     def device(self) -> str:
         """Where the tensors of a call must be, as torch names it."""
-        return str(getattr(self.executable, "device", "cpu"))
+        return self.executable.device if isinstance(self.executable, OnDevice) else "cpu"
+
+    def cannot_run(self) -> str | None:
+        """Why it cannot run on this machine, such as for want of a GPU; None if it can."""
+        return self.executable.cannot_run() if isinstance(self.executable, OnDevice) else None
+
+    def save(self, folder: str | Path) -> None:
+        """Write it as a bundle, which ``compile(..., backend_options={"bundle": folder})`` loads.
+
+        Raises UserError for a program of a backend that makes no bundles.
+        """
+        if not isinstance(self.executable, Saved):
+            raise user_error(
+                Diag.ARGUMENT, NOWHERE, name=str(folder),
+                why=f"{self.compiled.name} cannot be kept as a bundle",
+                fix="compile it for a GPU, such as h200",
+            )  # fmt: skip
+        self.executable.save(Path(folder))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -93,6 +110,7 @@ def compile(
     dump_passes: str | Path | None = None,
     check: bool = False,
     backend_options: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Program:
     """Compile a ``@pl.jit`` kernel for a platform.
 
@@ -100,7 +118,7 @@ def compile(
     ``platform`` is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by
     name before parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs
     the verifier between the passes.  ``backend_options`` are the backend's own: the simulator takes
-    ``schedule="random"`` and ``seed``.
+    ``schedule="random"`` and ``seed``.  ``progress`` is told of every kernel that a toolchain has compiled.
 
     A kernel whose IR was compiled before, for the same target, backend and options, is not compiled again:
     see :mod:`.cache`.
@@ -110,7 +128,7 @@ def compile(
     started = time.perf_counter()
     target, backend = resolve_platform(platform)
     lowered = elaborate(kernel, args, dict(constants or {}))
-    program = _cached(lowered.function, target, backend, backend_options or {}, check)
+    program = _cached(lowered.function, target, backend, backend_options or {}, check, progress)
     if dump_passes is not None:
         dump(program.compiled, Path(dump_passes))
     seconds = time.perf_counter() - started
@@ -140,11 +158,18 @@ def program_key(
 
 
 def _cached(
-    function: Function, target: Target, backend: Backend, options: Mapping[str, Any], check: bool
+    function: Function,
+    target: Target,
+    backend: Backend,
+    options: Mapping[str, Any],
+    check: bool,
+    progress: Progress | None = None,
 ) -> Program:
     def build(*warnings: str) -> Program:
         compiled = lower_function(function, target, check)
         compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
+        if isinstance(backend, Bundles):
+            return Program(compiled, backend.bundle(compiled, progress, **options))
         return Program(compiled, backend.build(compiled, **options))
 
     try:

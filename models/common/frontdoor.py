@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from golden import RunResult
 from golden.power import load_cases, subjects_in
 from golden.power_run import run_power
+from golden.report import Log, progress_bar, say
 from models.common.harness import LayerKind
-from models.common.step_inputs import MAX_SPAN
-from pypto_models.compile import DEFAULT_PLATFORM, resolve_platform
+from models.common.step_inputs import MAX_SPAN, row_counts
+from models.common.step_time import Gpu, StepTime, time_step
+from pypto_models.compile import DEFAULT_PLATFORM, Program, resolve_platform
 from pypto_models.errors import UserError
 
 
@@ -28,16 +33,16 @@ def _parser(kinds: Sequence[LayerKind]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="decode_layer.py",
         description=f"Compile one {first.title}, run it on a platform, and compare every tensor that it "
-        "changes (hidden states, caches, states, final norm, logits) with torch.",
+        "changes (hidden states, caches, states, final norm, logits) with torch.  On a GPU it is timed, too.",
         epilog="exit status: 0 if every comparison passed (or --compile-only), 1 if one did not, 2 for a "
-        "mistake in the arguments",
+        "mistake in the arguments, and where the platform's device is missing: SKIPPED",
     )
     add = parser.add_argument
     if len(kinds) > 1:
         add("--layer", choices=[k.name for k in kinds], default=first.name,
             help="kind of layer (default %(default)s)")  # fmt: skip
     add("-p", "--platform", default=DEFAULT_PLATFORM, metavar="NAME",
-        help="target and backend, such as a5sim or h200sim (default %(default)s)")  # fmt: skip
+        help="a target and backend, such as a5sim, or a GPU: h200, gb10 (default %(default)s)")  # fmt: skip
     add("-b", "--batch", type=int, default=16, metavar="N", help="sequences, 1 to 16 (default %(default)s)")
     add("--tokens", type=_tokens, default=1, metavar="N|ragged",
         help=f"query rows of each sequence, 1 to {MAX_SPAN}, as in a speculative verify step; ragged draws "
@@ -61,6 +66,10 @@ def _parser(kinds: Sequence[LayerKind]) -> argparse.ArgumentParser:
     add("--no-checks", action="store_true",
         help="ask nothing of accesses to memory, to see what the checks of the simulator cost")  # fmt: skip
     add("--compile-only", action="store_true", help="stop after compiling")
+    add("-o", "--output", type=Path, metavar="DIR",
+        help="keep the program as a bundle: it runs where nothing can be compiled")  # fmt: skip
+    add("--bundle", type=Path, metavar="DIR",
+        help="compile nothing: load the bundle that the same command has written with -o")  # fmt: skip
     add("--dump-passes", type=Path, metavar="DIR",
         help="write the IR after every pass, the task graph and the memory plan")  # fmt: skip
     add("--power", action="store_true",
@@ -95,10 +104,7 @@ def _parse(kinds: Sequence[LayerKind], argv: Sequence[str] | None) -> argparse.N
     most = MAX_SPAN if options.tokens == "ragged" else options.tokens
     if options.seq_len is not None and options.seq_len < most:
         parser.error(f"--seq-len is {options.seq_len}; a context holds the {most} tokens of --tokens")
-    try:
-        resolve_platform(options.platform)
-    except UserError as error:
-        parser.error(f"--platform: {error.message}; {error.fix}")
+    _check_platform(parser, options)
     if options.seed < 0:
         parser.error(f"--seed is {options.seed}; it must be 0 or more")
     if options.power:
@@ -110,13 +116,34 @@ def _parse(kinds: Sequence[LayerKind], argv: Sequence[str] | None) -> argparse.N
         if options.json is not None:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.open("a").close()
-        if options.dump_passes is not None:
-            options.dump_passes.mkdir(parents=True, exist_ok=True)
+        for folder in (options.dump_passes, options.output):
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"cannot write {error.filename}: {error.strerror}")
     options.size, options.config = options.config, config
     options.context = config.max_seq if options.max_seq else options.seq_len or "ragged"
     return options
+
+
+def _check_platform(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """That the platform exists, and that its backend takes what it is asked for."""
+    try:
+        _, backend = resolve_platform(options.platform)
+    except UserError as error:
+        parser.error(f"--platform: {error.message}; {error.fix}")
+    if options.bundle is not None and options.output is not None:
+        parser.error("--bundle loads a bundle and -o writes one: leave one of them out")
+    takes = inspect.signature(backend.build).parameters
+    flags = {name: f"--{name.replace('_', '-')}" for name in ("schedule", "check_splits", "bundle")}
+    flags |= {"checks": "--no-checks", "seed": "--schedule"}
+    asked = asked_of_backend(options) | ({"bundle": options.output} if options.output is not None else {})
+    for name in asked:
+        if name not in takes:
+            flag = flags[name] if options.output is None or name != "bundle" else "-o"
+            other = "a GPU, such as -p h200" if name == "bundle" else "a simulator, such as -p h200sim"
+            why = f"the backend {backend.name} has no such option"
+            parser.error(f"{flag}: {why}; leave it out, or name {other}")
 
 
 def asked_of_backend(options: argparse.Namespace) -> dict[str, Any]:
@@ -128,7 +155,18 @@ def asked_of_backend(options: argparse.Namespace) -> dict[str, Any]:
         asked["check_splits"] = True
     if options.no_checks:
         asked["checks"] = False
+    if options.bundle is not None:
+        asked["bundle"] = str(options.bundle)
     return asked
+
+
+@dataclass
+class Outcome:
+    """What became of a command: the comparison, the step's time on a GPU, and where the seconds went."""
+
+    result: RunResult
+    time: StepTime | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def run_front_door(kinds: Sequence[LayerKind], script: Path, argv: Sequence[str] | None = None) -> int:
@@ -143,38 +181,113 @@ def run_front_door(kinds: Sequence[LayerKind], script: Path, argv: Sequence[str]
             f"{kind.title}, {options.size} size, {options.dtype}: batch {options.batch}, "
             f"context {options.context}, tokens {options.tokens}"
         )
+        outcome = _compile_and_run(kind, options)
+    except UserError as error:  # of the kernel, from the compiler or the simulator
+        print(error, file=sys.stderr)
+        return 1
+    except _NotThisBundle as error:
+        given = sys.argv[1:] if argv is None else argv
+        print(f"{error}\nmake it with: {_making(script, given, options.bundle)}", file=sys.stderr)
+        return 2
+    total = time.perf_counter() - started
+    peak = peak_gib()
+    print(f"whole command {total:.1f}s, peak memory {peak:.1f} GiB")
+    result = outcome.result
+    if result.error:
+        print(result.error)
+    if options.json is not None:
+        seconds = {**result.stage_times, **outcome.seconds, "whole command": total}
+        report = _report(options, result, seconds, peak)
+        report["time"] = None if outcome.time is None else outcome.time.report()
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    if result.passed:
+        return 0
+    return 2 if result.status == "SKIPPED" and not result.reports else 1  # nothing ran, or nothing was shown
+
+
+def _compile_and_run(kind: LayerKind, options: argparse.Namespace) -> Outcome:
+    log = Log()
+    program = _compiled(kind, options, log)
+    if options.output is not None:
+        program.save(options.output)
+        say(f"wrote {options.output}")
+    if options.compile_only:
+        return Outcome(log.result("SKIPPED", passed=True, note="compile only"))
+    if (why := program.cannot_run()) is not None:
+        return Outcome(log.result("SKIPPED", f"compiled, but not run: {why}", note=why))
+    with log.stage("make inputs"):
         tensors = kind.make_inputs(
             options.config,
             options.batch,
             options.context,
             tokens=options.tokens,
-            span=MAX_SPAN if options.tokens == "ragged" else options.tokens,
+            span=_span(options),
             seed=options.seed,
             lm_head=options.lm_head,
         )
-        made = time.perf_counter() - started
-        print(f"[RUN] make inputs done ({made:.2f}s)", flush=True)
-        result = kind.check(
-            options.config,
-            tensors,
-            platform=options.platform,
-            lm_head=options.lm_head,
-            compile_only=options.compile_only,
-            dump_passes=options.dump_passes,
-            backend_options=asked_of_backend(options),
-        )
-    except UserError as error:  # of the kernel, from the compiler or the simulator
-        print(error, file=sys.stderr)
-        return 1
-    total = time.perf_counter() - started
-    peak = peak_gib()
-    print(f"whole command {total:.1f}s, peak memory {peak:.1f} GiB")
-    if result.error:
-        print(result.error)
-    if options.json is not None:
-        report = _report(options, result, {"make inputs": made, "whole command": total}, peak)
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0 if result.passed else 1
+    result = kind.check(options.config, tensors, program)
+    outcome = Outcome(result, seconds=dict(log.times))
+    if result.passed and program.device != "cpu":
+        with log.stage("time"):
+            outcome.time = _timed(kind, options, program, tensors)
+        outcome.seconds = dict(log.times)
+        for line in outcome.time.lines():
+            say(line)
+    return outcome
+
+
+def _span(options: argparse.Namespace) -> int:
+    """The most rows of a sequence that the step is compiled for."""
+    return MAX_SPAN if options.tokens == "ragged" else int(options.tokens)
+
+
+class _NotThisBundle(Exception):
+    """The bundle that was given is damaged, or of another program."""
+
+
+def _compiled(kind: LayerKind, options: argparse.Namespace, log: Log) -> Program:
+    counts, _ = row_counts(options.batch, options.tokens, _span(options), options.seed)
+    with log.stage("compile" if options.bundle is None else "load the bundle"), progress_bar() as progress:
+        try:
+            program = kind.compile(
+                options.config,
+                options.platform,
+                options.lm_head,
+                rows=max(options.config.max_batch, sum(counts)),
+                span=_span(options),
+                dump_passes=options.dump_passes,
+                backend_options=asked_of_backend(options),
+                progress=progress,
+            )
+        except UserError:
+            raise
+        except ValueError as error:
+            if options.bundle is None:
+                raise
+            raise _NotThisBundle(str(error)) from error
+        for warning in program.warnings:
+            say(f"  warning: {warning}")
+    return program
+
+
+def _making(script: Path, argv: Sequence[str], folder: Path) -> str:
+    """The command that writes the bundle which this one asked for."""
+    kept, rest = [], iter(argv)
+    for argument in rest:
+        if argument == "--bundle":
+            next(rest)
+        elif not argument.startswith("--bundle="):
+            kept.append(argument)
+    return shlex.join(["python", str(script), *kept, "--compile-only", "-o", str(folder)])
+
+
+def _timed(
+    kind: LayerKind, options: argparse.Namespace, program: Program, tensors: Mapping[str, Tensor]
+) -> StepTime:
+    arguments = {p.name: tensors[p.name] for p in program.params}
+    moved = kind.bytes_of(options.config, tensors, options.lm_head)
+    published = program.compiled.target.figures.read_bytes_per_s
+    return time_step(program, arguments, moved, published, Gpu())
 
 
 def _power(kind: LayerKind, script: Path, options: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """A decode step of one kind of layer as data, and the comparison that follows from it.
 
     LAYER = LayerKind(model="qwen3_14b", name="full", kernel=decode_layer, golden=reference.golden, ...)
-    result = LAYER.check(TINY, make_inputs(TINY, batch=4))
+    program = LAYER.compile(TINY, "a2a3sim")
+    result = LAYER.check(TINY, make_inputs(TINY, batch=4), program)
 
 Models fill in the table; `frontdoor.py` makes the command line of it, and `power.py` measures it.
 """
@@ -10,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from golden import Comparator, RunResult, TensorSpec, allclose, on_rows, rounding_bound, run, run_jit
+from golden import Comparator, RunResult, TensorSpec, allclose, on_rows, rounding_bound, run
+from golden import Program as Runnable
 from models.common.config import DecoderConfig
+from models.common.step_bytes import StepBytes, step_bytes
 from models.common.step_inputs import LmHead
-from models.common.written import most_rows
-from pypto_models.compile import DEFAULT_PLATFORM, Program, resolve_platform
+from pypto_models.compile import Program, compile, resolve_platform
 from pypto_models.language import Kernel
 
 Tensors = dict[str, Tensor]
@@ -79,45 +80,38 @@ class LayerKind:
         values = self.constants(config, target.name, rows=rows, span=span, head_rows=head_rows)
         return {"constants": values}
 
-    def check(
+    def compile(
         self,
         config: DecoderConfig,
-        tensors: Mapping[str, Tensor],
-        *,
-        platform: str = DEFAULT_PLATFORM,
+        platform: str,
         lm_head: LmHead = "skip",
-        compile_only: bool = False,
-        dump_passes: Path | None = None,
-        backend_options: Mapping[str, Any] | None = None,
-        program: Program | None = None,
-    ) -> RunResult:
+        *,
+        rows: int | None = None,
+        span: int = 1,
+        **options: Any,
+    ) -> Program:
+        """The step as a program, for at most `rows` rows (default: max_batch), `span` of one sequence.
+
+        `options` are further keywords of `pypto_models.compile.compile`.
+        """
+        own = self.compile_options(config, platform, lm_head, rows=rows, span=span)
+        return compile(self.kernel_for(lm_head), platform=platform, **own, **options)
+
+    def check(self, config: DecoderConfig, tensors: Mapping[str, Tensor], program: Runnable) -> RunResult:
         """Run a step on `tensors` (as made by `make_inputs`) and compare all that it may change.
 
         In bf16 a tensor passes if its distance from the fp64 evaluation is at most 2 times (maximum) and
         1.25 times (RMS) that of torch's bf16 evaluation; in fp32, if it is within 1e-5 of torch's.  Of the
         caches and states, this holds for the rows that the step computes; no other row may change by a bit.
-
-        A `program` that is given runs as it is: the options of the compiler and of the backend do not apply.
         """
-        kernel = self.kernel_for(lm_head)
-        names = names_of(kernel) if program is None else [p.name for p in program.params]
-        how = self.comparison(config, tensors, names)
-        specs = how.pop("specs")
-        if program is not None:
-            return run(program, specs, **how)
-        rows = max(config.max_batch, tensors["hidden"].shape[0])
-        options = self.compile_options(config, platform, lm_head, rows=rows, span=most_rows(tensors))
-        options["backend_options"] = backend_options
-        if dump_passes is not None:
-            options["dump_passes"] = dump_passes
-        return run_jit(
-            kernel,
-            specs,
-            compile_cfg=options,
-            runtime_cfg={"platform": platform},
-            compile_only=compile_only,
-            **how,
-        )
+        how = self.comparison(config, tensors, [p.name for p in program.params])
+        return run(program, how.pop("specs"), **how)
+
+    def bytes_of(
+        self, config: DecoderConfig, tensors: Mapping[str, Tensor], lm_head: LmHead = "skip"
+    ) -> StepBytes:
+        """What a step on `tensors` must move."""
+        return step_bytes(tensors, names_of(self.kernel_for(lm_head)), self.mutated, config)
 
     def comparison(
         self, config: DecoderConfig, tensors: Mapping[str, Tensor], names: Sequence[str] | None = None

@@ -70,7 +70,7 @@ def assert_passes(
 FLAGS = (
     "--lm-head {full,skip,single}", "-p ", "--platform", "-b ", "--batch", "--max-seq", "--seq-len",
     "--tokens N|ragged", "--seed", "--compile-only", "--dump-passes", "--json", "--dtype {bf16,fp32}",
-    "--schedule {program,random}", "--check-splits", "--power",
+    "--schedule {program,random}", "--check-splits", "--power", "--bundle DIR", "-o DIR",
 )  # fmt: skip
 
 MISTAKES = {
@@ -78,6 +78,12 @@ MISTAKES = {
     "-b 17": "--batch is 17; a step has 1 to 16 sequences",
     "--seq-len 0": "--seq-len is 0; a context has 1 to 128 tokens",
     "-p a2a3cuda": "known: a2a3sim, a5sim, gb10sim, h200sim",
+    "-o b": "-o: the backend sim has no such option; leave it out, or name a GPU, such as -p h200",
+    "--bundle b": "--bundle: the backend sim has no such option; leave it out, or name a GPU",
+    "-p h200 --bundle b -o c": "--bundle loads a bundle and -o writes one: leave one of them out",
+    "-p gb10 --check-splits": "--check-splits: the backend cute has no such option; leave it out, or name",
+    "-p h200 --no-checks": "--no-checks: the backend cute has no such option",
+    "-p h200 --schedule random": "--schedule: the backend cute has no such option",
     "-p b100sim": "unknown target 'b100'",
     "-b 0": "--batch is 0; a step has 1 to 16 sequences",
     "--seq-len 129": "--seq-len is 129; a context has 1 to 128 tokens",

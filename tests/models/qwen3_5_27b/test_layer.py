@@ -90,7 +90,7 @@ def test_bf16_is_as_close_to_fp64_as_torch(
 ) -> None:
     tensors = kind.make_inputs(config, 5, "ragged", tokens=tokens, span=4, seed=seed, lm_head="full")
     program = step(kind, config, rows=32, span=4)
-    result = kind.check(config, tensors, lm_head="full", program=program)
+    result = kind.check(config, tensors, program)
     assert result.status == "PASS", result.error
     assert {*result.reports} == {*kind.mutated}
 
