@@ -25,10 +25,11 @@ from .matching import Product, match
 from .module import KernelSource, Launch, Module, nested
 from .orchestration import Orchestration, State, extents_in
 from .order import BEFORE, Ahead, placed
+from .plans import RESERVED, Plan
+from .plans import plan as plan_stream
 from .rules import refused
 from .serial import strided
-from .streaming import RESERVED, Plan, emit
-from .streaming import plan as plan_stream
+from .streaming import emit
 from .tensors import View
 from .timing import EVENTS, STAMPED, STAMPS
 from .unroll import unrolled
@@ -153,9 +154,10 @@ class Lowering(Orchestration):
         x_pitch, w_pitch = (state.views[p.args[0]].strides[0] for p in (product.x, product.weights[0]))  # type: ignore[index]
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
-            f"units={plan.units}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
+            f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
             f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, "
-            f"m_tiles={plan.m_tiles}, unit_row={name}_unit_row, finish={name}_finish"
+            f"m_tiles={plan.m_tiles}, weight_row={name}_weight_row, "
+            f"finish={name}_finish"
         )
         env = f"({', '.join(parts.env)},)"
         run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env}"

@@ -1,8 +1,8 @@
 """Which regions are a streamed product: weights past the rows of a batch, then an elementwise epilogue.
 
-The region's block is only a unit of meaning: column j of block n is column ``n * width + j`` of the grid, and
-any run of 8 of them is a unit of work.  What a block needs for its columns, the first weight row and the
-epilogue's operands, is evaluated at the unit's block; so nothing has to be affine.
+The region's block is only a unit of meaning: column c of block n is column ``n * width + c`` of the result,
+and any run of columns is a share of the work.  What a block needs for a column, its weight row and the
+epilogue's operands, is evaluated at that column's block; so nothing has to be affine.
 """
 
 from __future__ import annotations

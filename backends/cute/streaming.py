@@ -7,82 +7,13 @@ from dataclasses import dataclass
 from pypto_models.ir.expr import Const, Var, index
 from pypto_models.ir.nodes import Block, Let
 from pypto_models.ir.types import TileType
-from pypto_models.target import Target
 
 from .handlers import HANDLERS
 from .kernel import Kernel
-from .matching import UNIT, Product
+from .matching import Product
 from .tensors import View, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
-
-ELEMENT = 2  # bytes of a weight
-RESERVED = 1024  # bytes of shared memory that the system keeps per block
-REGISTERS = 140  # accumulators that a thread holds besides its addresses
-LINE = 64
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a product is divided; see device/stream.py."""
-
-    ctas: int
-    warps_n: int
-    warps_k: int
-    chunk: int
-    stages: int
-    units: int
-    accumulators: int
-    m_tiles: int  # rows of the batch / 16
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.units // self.ctas) * self.accumulators
-
-    @property
-    def threads(self) -> int:
-        return 32 * self.warps_n * self.warps_k
-
-    @property
-    def shared_bytes(self) -> int:
-        stage = (self.tiles * UNIT + 16 * self.m_tiles) * self.chunk * ELEMENT
-        return max(self.stages * stage, self.warps_k * self.m_tiles * self.tiles * 512)
-
-
-def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
-    """The default plan: a CTA per core, the longest K pieces that leave three stages in shared memory.
-
-    Where the accumulators of a CTA's share would not fit its registers, more CTAs take turns.
-    """
-    assert isinstance(product.blocks, Const)
-    units = int(product.blocks.value) * product.width // UNIT
-    accumulators = len(product.results)
-    m_tiles = product.rows // 16
-    most = max(
-        1, 8 * (REGISTERS // (4 * m_tiles)) // accumulators
-    )  # units of a CTA, eight warps side by side
-    waves = -(-units // (target.cores * most))
-    ctas = min(units, target.cores * waves)
-    room = (limit or max(s.bytes for s in target.spaces.values() if s.align == 16)) - RESERVED
-    per_cta = -(-units // ctas)
-    best: Plan | None = None
-    for warps_k in (8, 4, 2, 1):
-        warps_n = 8 // warps_k
-        chunk = LINE * warps_k
-        if product.depth % chunk or -(-per_cta * accumulators // warps_n) * 4 * m_tiles > REGISTERS:
-            continue
-        stage = (per_cta * accumulators * UNIT + product.rows) * chunk * ELEMENT
-        stages = min(room // stage, 8)
-        made = Plan(ctas, warps_n, warps_k, chunk, stages, units, accumulators, m_tiles)
-        if made.shared_bytes > room:
-            continue
-        if stages >= 3:
-            return made
-        if stages >= 2 and best is None:
-            best = made
-    if best is None:
-        raise ValueError(f"no plan fits {room} bytes of shared memory")
-    return best
 
 
 @dataclass(frozen=True)
@@ -100,21 +31,7 @@ class Streamed:
 def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     """The emitted parts of a streamed product."""
     kernel = Kernel(views, HANDLERS)
-    kernel.text.taken |= {
-        "v",
-        "c",
-        "valid",
-        "unit",
-        "rows",
-        "g",
-        "t",
-        "total",
-        "a",
-        "n",
-        "column",
-        "row",
-        "x_rows",
-    }
+    kernel.text.taken |= {"x_rows", "first", "count", "total", "column", "row", "live", *"acgmntv"}
     # The tensors that a unit touches are known before its function is written
     x_view = kernel.view_of(product.x.args[0])
     w_view = kernel.view_of(product.weights[0].args[0])
@@ -133,51 +50,52 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
     def inner() -> Text:
         kernel.text = Text(taken=outer.taken)
         kernel.names = {**names, product.block: "n"}
-        kernel.text.line(f"n = unit * {UNIT} // {product.width}")
-        kernel.text.line(f"column = unit * {UNIT} - n * {product.width}")
         return kernel.text
 
-    # --- the first weight row of a unit
+    def at_column(text: Text) -> None:
+        """What the region knows at ``column`` of the result, which is column ``c`` of its block ``n``."""
+        text.line(f"n = column // {product.width}")
+        text.line(f"c = column - n * {product.width}")
+        for s in product.before:
+            if not (isinstance(s, Let) and s.op.name == "create_tile"):
+                kernel.stmt(s)
+
+    # --- the weight row of a column
     text = inner()
-    for s in product.before:
-        if isinstance(s, Let) and s.op.name == "create_tile":
-            continue
-        kernel.stmt(s)
+    at_column(text)
     text.line("row = Int32(0)")
-    text.line(f"valid = Int32({UNIT})")
+    text.line("live = Int32(1)")
     for i, weight in enumerate(product.weights):
         at = weight.arg("offset")
         with text.nested(f"if cutlass.const_expr(a == {i}):"):
-            text.line(f"row = Int32({kernel.write(at[0])}) + column")  # type: ignore[index, arg-type]
+            text.line(f"row = Int32({kernel.write(at[0])}) + c")  # type: ignore[index, arg-type]
             limit = weight.arg("valid_shape")
             if isinstance(limit, tuple) and not isinstance(limit[0], Const):
-                text.line(f"valid = min(Int32({kernel.write(limit[0])}) - column, Int32({UNIT}))")
-    text.line("return row, valid")
-    unit_row = text.lines
+                with text.nested(f"if c >= Int32({kernel.write(limit[0])}):"):
+                    text.line("live = Int32(0)")
+    text.line("return row, live")
+    weight_row = text.lines
 
     # --- the epilogue, at the coordinates of the accumulators' fragments
     text = inner()
-    for s in product.before:
-        if isinstance(s, Let) and s.op.name == "create_tile":
-            continue
-        kernel.stmt(s)
-    for i, result in enumerate(product.results):
-        kernel.tiles[result] = fragment(i, result, kernel, rows)
-    stores: list[Let] = []
-    for s in product.epilogue:
-        assert isinstance(s, Let)
-        if s.op.name == "store":
-            stores.append(s)
-        else:
-            HANDLERS[s.op.name](kernel, s)
-    with text.nested("for v in cutlass.range_constexpr(4):"):
+    with (
+        text.nested("for v in cutlass.range_constexpr(4):"),
+        text.nested("if 2 * t + v % 2 < count:"),
+    ):
         text.line("row = 16 * m + g + 8 * (v // 2)")
-        text.line("c = column + 2 * t + v % 2")
-        for s in stores:
-            store(kernel, s)
+        text.line("column = first + 2 * t + v % 2")
+        at_column(text)
+        for i, result in enumerate(product.results):
+            kernel.tiles[result] = fragment(i, result, kernel, rows)
+        for s in product.epilogue:
+            assert isinstance(s, Let)
+            if s.op.name == "store":
+                store(kernel, s)
+            else:
+                HANDLERS[s.op.name](kernel, s)
     functions = (
-        ("unit_row", ("env", "a", "unit"), unit_row),
-        ("finish", ("env", "unit", "x_rows", "m", "g", "t", "total"), text.lines),
+        ("weight_row", ("env", "a", "column"), weight_row),
+        ("finish", ("env", "first", "count", "x_rows", "m", "g", "t", "total"), text.lines),
     )
     kernel.text, kernel.names = outer, names
     env = (*kernel.pointers.values(), *kernel.extents.values(), *kernel.captured.values(), *prepared)

@@ -1,11 +1,13 @@
 """Weights stream through a ring in shared memory past the rows of the batch, which ride beside them.
 
-A CTA owns a run of units, 8 weight rows for each accumulator, and keeps all their accumulators in registers
-while K is the outer loop.  One stage of the ring holds ``chunk`` columns of the CTA's weight rows and of
-the batch rows, in whole 128-byte lines; all batch rows meet a weight while it is there.  Within a stage the
-warps form a grid: ``warps_n`` divide the units, ``warps_k`` the columns.  At the end the parts of the
-``warps_k`` warps are added in fixed order, and one warp finishes each unit in registers.  The weights are
-`[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
+A CTA owns a run of columns of the result, for each a weight row per accumulator, and keeps all their sums
+in registers while K is the outer loop.  Shares differ by one column at most; eight columns are a unit, and
+the last unit of a share may be filled in part.  One stage of the ring holds ``chunk`` elements of each of
+the CTA's weight rows and of the batch rows, in whole 128-byte lines; all batch rows meet a weight while it
+is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  At
+the end the parts of the ``warps_k`` warps are added in fixed order, and one warp finishes each unit in
+registers.  The weights are `[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its
+m side.
 
 The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of row g, 8 columns, which feed
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
@@ -34,16 +36,16 @@ STEP = 64  # columns of a 128-byte line
 class Stream:
     """The schedule of one streamed product, and the two functions that the region fills in.
 
-    * ``unit_row(env, a, unit) -> (row, valid)``: first weight row of accumulator ``a`` in ``unit``, and how
-      many of its 8 rows exist.
-    * ``finish(env, unit, rows, m, g, t, total)``: the epilogue on ``total[v, a]``, v = 0..3: row 16 m + g +
-      8 (v // 2), column 8 unit + 2 t + v % 2.
+    * ``weight_row(env, a, column) -> (row, live)``: the weight row of accumulator ``a`` for a column of the
+      result, and whether it exists.
+    * ``finish(env, first, count, rows, m, g, t, total)``: the epilogue on ``total[v, a]``, v = 0..3: row
+      16 m + g + 8 (v // 2), column ``first`` + 2 t + v % 2, of which ``count`` exist.
     """
 
     k: int
     x_pitch: int
     w_pitch: int
-    units: int
+    columns: int
     accumulators: int
     ctas: int
     warps_n: int
@@ -51,12 +53,12 @@ class Stream:
     chunk: int
     stages: int
     m_tiles: int  # rows of the batch / 16
-    unit_row: Callable[..., Any]
+    weight_row: Callable[..., Any]
     finish: Callable[..., Any]
 
     @property
     def units_per_cta(self) -> int:
-        return -(-self.units // self.ctas)
+        return -(-self.columns // (self.ctas * UNIT))
 
     @property
     def tiles(self) -> int:
@@ -84,7 +86,7 @@ class Stream:
         self.stamp(stamps, cta, 0)
         lane = cute.arch.lane_idx()
         warp = cute.arch.make_warp_uniform(tid // 32)
-        base, extra = self.units // self.ctas, self.units % self.ctas
+        base, extra = self.columns // self.ctas, self.columns % self.ctas
         first = cta * base + min(cta, Int32(extra))
         count = Int32(base)
         if cta < extra:
@@ -115,16 +117,15 @@ class Stream:
             row = piece // pieces
             at = piece % pieces
             tile = row // UNIT
-            unit = tile // self.accumulators
+            column = tile // self.accumulators * UNIT + row % UNIT
             source = Int64(0)
             live = Int32(0)
-            if unit < count:
+            if column < count:
                 for a in cutlass.range_constexpr(self.accumulators):
-                    weight_row, valid = self.unit_row(env, a, first + unit)
+                    weight_row, exists = self.weight_row(env, a, first + column)
                     if tile % self.accumulators == a:
-                        source = Int64(weight_row + row % UNIT) * self.w_pitch + at * 8
-                        if row % UNIT < valid:
-                            live = Int32(1)
+                        source = Int64(weight_row) * self.w_pitch + at * 8
+                        live = exists
             w_from[i] = source
             w_live[i] = live
             w_to[i] = row * self.chunk + (at ^ (4 * (row % 2))) * 8
@@ -257,7 +258,7 @@ class Stream:
         total = cute.make_rmem_tensor(cute.make_layout((4, self.accumulators)), Float32)
         for n in cutlass.range_constexpr(-(-self.units_per_cta // self.warps)):
             unit = warp + n * self.warps
-            if unit < count:
+            if unit * UNIT < count:
                 for m in cutlass.range_constexpr(self.m_tiles):
                     for a in cutlass.range_constexpr(self.accumulators):
                         for v in cutlass.range_constexpr(4):
@@ -265,7 +266,8 @@ class Stream:
                             for part in cutlass.range_constexpr(self.warps_k):
                                 value = value + parts[v, lane, unit * self.accumulators + a, m, part]
                             total[v, a] = value
-                    self.finish(env, first + unit, rows, m, g, t, total)
+                    at = unit * UNIT
+                    self.finish(env, first + at, count - at, rows, m, g, t, total)
         self.stamp(stamps, cta, 3)
 
     def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
