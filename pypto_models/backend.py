@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Compiled:
-    """Everything the compiler knows of one kernel: what a backend takes."""
+    """Everything the compiler knows of one kernel: what a backend takes.
+
+    ``overrides`` fix parts of the schedules of its regions on a GPU, by their names.
+    """
 
     name: str
     function: Function
@@ -29,6 +32,7 @@ class Compiled:
     target: Target
     warnings: tuple[str, ...]
     stages: tuple[tuple[str, Function], ...]
+    overrides: Mapping[str, Override] = field(default_factory=dict)
     seconds: float = field(compare=False, default=0.0)
 
     def schedules(
@@ -38,12 +42,12 @@ class Compiled:
     ) -> tuple[Schedule, ...]:
         """How the regions run on a GPU, in program order.
 
-        ``given`` fixes parts of it by region name; ``accepts`` says why a backend cannot emit a stream, or
-        None, and then the next best is taken.
+        ``given`` fixes parts of it by region name, by default the program's ``overrides``; ``accepts`` says
+        why a backend cannot emit a stream, or None, and then the next best is taken.
 
         Raises UserError for a region that fits in no block, and for an override that cannot be.
         """
-        return plan_all(self.domains, self.target, given, accepts)
+        return plan_all(self.domains, self.target, self.overrides if given is None else given, accepts)
 
 
 class Executable(Protocol):
@@ -129,3 +133,21 @@ class Bundles(Protocol):
     """
 
     def bundle(self, compiled: Compiled, progress: Progress | None = None, **options: Any) -> Saved: ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A backend that compiles many programs in less time at once than one by one."""
+
+    def prepare(self, programs: Sequence[Compiled], progress: Progress | None = None) -> None:
+        """Afterwards ``bundle`` finds what it needs.  Says nothing of programs that do not compile."""
+        ...
+
+
+@runtime_checkable
+class Reopens(Protocol):
+    """A backend whose kept programs run where nothing can be compiled."""
+
+    def open(self, folder: Path) -> Executable:
+        """The program of a folder, for the device at hand.  Raises ValueError if it cannot run there."""
+        ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .compile import run_passes
+from .compile import run_passes, schedule_overrides
 from .errors import Diag, Span, UserError
 from .kernel_file import KernelFile
 from .language import Kernel, elaborate
@@ -18,7 +18,7 @@ from .passes.grid import certain_races
 from .passes.plan_memory import MemoryPlan, examine
 from .passes.task_graph import TaskGraph, build
 from .schedule import Override, Schedule, plan_all, region_domains
-from .schedule.overrides import check_names, load
+from .schedule.overrides import check_names
 from .target import Target
 
 
@@ -149,14 +149,6 @@ def check_kernel(
         except UserError as error:
             errors = (*errors, error)
     return KernelReport(kernel.name, errors, warnings, graph, plan, schedules)
-
-
-def schedule_overrides(path: Path, target: Target) -> dict[str, Override]:
-    """What ``tiling/<target>.yaml`` beside a kernel file fixes of the schedules on a GPU.
-
-    Raises a user error for a mistake in that file.
-    """
-    return load(path.parent / "tiling" / f"{target.name}.yaml") if target.gpu is not None else {}
 
 
 def unknown_overrides(fixed: Mapping[str, Override], reports: Iterable[KernelReport]) -> list[UserError]:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .check import FileReport, KernelReport, check_file
-from .commands import build, emit, memory, power, trace
+from .commands import build, emit, memory, power, trace, tune
 from .commands.options import add_file_options, numbers
 from .commands.schedules import summary
 from .compile import backend_table, option_names, platforms, resolve_platform
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     power.add(commands)
     emit.add(commands)
     build.add(commands)
+    tune.add(commands)
 
     targets = commands.add_parser(
         "targets", help="list targets and backends, and what is usable on this machine"

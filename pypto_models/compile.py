@@ -17,8 +17,9 @@ from typing import Any
 from .backend import Backend, Bundles, Compiled, Executable, OnDevice, Progress, Saved
 from .cache import Key, MemoryStore, NoStableText, make_key, tool_versions
 from .errors import NOWHERE, Diag, UserError, user_error
-from .ir.nodes import Function
+from .ir.nodes import Function, Region
 from .ir.printer import format_function
+from .ir.rewrite import walk
 from .ir.types import TensorType
 from .ir.verify import verify
 from .language import Kernel, elaborate
@@ -27,7 +28,9 @@ from .passes import PIPELINE, residency
 from .passes.grid import certain_races
 from .passes.plan_memory import MemoryPlan, plan
 from .passes.task_graph import build
+from .schedule import Override
 from .schedule.domain import describe, region_domains
+from .schedule.overrides import load
 from .target import Target, known_targets, load_target
 
 DEFAULT_PLATFORM = "a2a3sim"
@@ -111,6 +114,7 @@ def compile(
     check: bool = False,
     backend_options: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
+    schedules: Mapping[str, Override] | None = None,
 ) -> Program:
     """Compile a ``@pl.jit`` kernel for a platform.
 
@@ -119,6 +123,9 @@ def compile(
     name before parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs
     the verifier between the passes.  ``backend_options`` are the backend's own: the simulator takes
     ``schedule="random"`` and ``seed``.  ``progress`` is told of every kernel that a toolchain has compiled.
+    ``schedules`` fixes parts of the schedules on a GPU, by region; by default what ``tiling/<target>.yaml``
+    beside the kernel's file says.  What names no region of the kernel is left out: one file serves several
+    kernels, and ``pypto-models check`` finds what no kernel has.
 
     A kernel whose IR was compiled before, for the same target, backend and options, is not compiled again:
     see :mod:`.cache`.
@@ -128,7 +135,8 @@ def compile(
     started = time.perf_counter()
     target, backend = resolve_platform(platform)
     lowered = elaborate(kernel, args, dict(constants or {}))
-    program = _cached(lowered.function, target, backend, backend_options or {}, check, progress)
+    given = _overrides(kernel, target) if schedules is None else schedules
+    program = _cached(lowered.function, target, backend, backend_options or {}, check, progress, given)
     if dump_passes is not None:
         dump(program.compiled, Path(dump_passes))
     seconds = time.perf_counter() - started
@@ -144,8 +152,32 @@ def compile_function(
     return _cached(function, target, backend, backend_options or {}, check=False)
 
 
+def schedule_overrides(path: Path, target: Target) -> dict[str, Override]:
+    """What ``tiling/<target>.yaml`` beside a kernel file fixes of the schedules on a GPU.
+
+    Raises a user error for a mistake in that file.
+    """
+    return load(path.parent / "tiling" / f"{target.name}.yaml") if target.gpu is not None else {}
+
+
+def _overrides(kernel: Kernel, target: Target) -> dict[str, Override]:
+    path = Path(kernel.file)
+    return schedule_overrides(path, target) if path.is_file() else {}  # none of a kernel from a string
+
+
+def _of_program(given: Mapping[str, Override], function: Function) -> dict[str, Override]:
+    """Those that name a region of the function."""
+    names = {s.name for s in walk(function.body) if isinstance(s, Region)}
+    return {name: given[name] for name in given if name in names}
+
+
 def program_key(
-    function: Function, target: Target, backend: Backend, options: Mapping[str, Any], check: bool = False
+    function: Function,
+    target: Target,
+    backend: Backend,
+    options: Mapping[str, Any],
+    check: bool = False,
+    given: Mapping[str, Override] | None = None,
 ) -> Key:
     """What names the program of a front-end function: see :mod:`.cache`.
 
@@ -154,6 +186,7 @@ def program_key(
     return make_key(
         function=function, target=target, backend=backend.name, options=options, check=check,
         tools=tool_versions(backend),
+        schedules={name: o.values for name, o in _of_program(given or {}, function).items()},
     )  # fmt: skip
 
 
@@ -164,16 +197,17 @@ def _cached(
     options: Mapping[str, Any],
     check: bool,
     progress: Progress | None = None,
+    given: Mapping[str, Override] | None = None,
 ) -> Program:
     def build(*warnings: str) -> Program:
-        compiled = lower_function(function, target, check)
+        compiled = lower_function(function, target, check, given)
         compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
         if isinstance(backend, Bundles):
             return Program(compiled, backend.bundle(compiled, progress, **options))
         return Program(compiled, backend.build(compiled, **options))
 
     try:
-        key = program_key(function, target, backend, options, check)
+        key = program_key(function, target, backend, options, check, given)
     except NoStableText as error:
         return build(f"compiled without the cache: {error}")
     return PROGRAMS.get_or_build(key, build)
@@ -198,17 +232,27 @@ def lower_for(
     target: Target,
     constants: Mapping[str, Any] | None = None,
     check: bool = False,
+    schedules: Mapping[str, Override] | None = None,
 ) -> Compiled:
-    """Everything up to the backend: the function after all passes, its task graph and its memory plan."""
+    """Everything up to the backend: the function after all passes, its task graph and its memory plan.
+
+    ``schedules`` as for :func:`compile`.
+    """
     started = time.perf_counter()
     lowered = elaborate(kernel, args, dict(constants or {}))
-    compiled = lower_function(lowered.function, target, check)
+    given = _overrides(kernel, target) if schedules is None else schedules
+    compiled = lower_function(lowered.function, target, check, given)
     seconds = time.perf_counter() - started
     return replace(compiled, warnings=(*lowered.warnings, *compiled.warnings), seconds=seconds)
 
 
-def lower_function(function: Function, target: Target, check: bool = False) -> Compiled:
-    """The passes, the task graph, the region domains and the memory plan of a function."""
+def lower_function(
+    function: Function, target: Target, check: bool = False, given: Mapping[str, Override] | None = None
+) -> Compiled:
+    """The passes, the task graph, the region domains and the memory plan of a function.
+
+    ``given`` fixes parts of its schedules; what names no region of it is left out.
+    """
     started = time.perf_counter()
     stages = list(run_passes(function, target, check))
     final = stages[-1][1]
@@ -221,8 +265,9 @@ def lower_function(function: Function, target: Target, check: bool = False) -> C
     domains = region_domains(graph)
     seconds = time.perf_counter() - started
     return Compiled(
-        function.name, final, graph, domains, memory, target, tuple(warnings), tuple(stages), seconds
-    )
+        function.name, final, graph, domains, memory, target, tuple(warnings), tuple(stages),
+        _of_program(given or {}, final), seconds,
+    )  # fmt: skip
 
 
 def run_passes(function: Function, target: Target, check: bool = False) -> Iterator[tuple[str, Function]]:

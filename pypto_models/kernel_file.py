@@ -5,7 +5,10 @@
                                                     extents, scalar arguments and contents of index tensors,
                                                     for an estimate, as with `--extent`
 
-Both are optional.  ``target`` is the name of the target, such as ``a2a3``; ``given`` is what the user gave,
+    def cli_tuning(target: str) -> dict             constants that `tune` may choose, and the regions they
+                                                    decide: {"part": {"regions": [...], "TILE": [32, 64]}}
+
+All are optional.  ``target`` is the name of the target, such as ``a2a3``; ``given`` is what the user gave,
 so that one extent can follow from another.  What the user gives comes before what the file says.  A constant
 that an entry does not read is left out for that entry, so that one function serves all of them.
 """
@@ -67,6 +70,11 @@ class KernelFile:
         hook = getattr(self.module, "cli_arguments", None)
         values = self._mapping("cli_arguments", hook(target, dict(given))) if hook is not None else {}
         return {**values, **given}
+
+    def tuning(self, target: str) -> Mapping[str, Any]:
+        """What may be chosen besides schedules: ``cli_tuning``."""
+        hook = getattr(self.module, "cli_tuning", None)
+        return self._mapping("cli_tuning", hook(target)) if hook is not None else {}
 
     def _mapping(self, hook: str, value: object) -> Mapping[str, Any]:
         if isinstance(value, Mapping):

@@ -146,7 +146,7 @@ def test_the_key_is_the_same_in_another_process() -> None:
         for seed in ("1", "2")
     ]  # fmt: skip
     parts = dict(key().parts)
-    assert parts.keys() == {"backend", "check", "function", "options", "target", "tools"}
+    assert parts.keys() == {"backend", "check", "function", "options", "schedules", "target", "tools"}
     for found in seen:  # "tools" differs if someone edits a source file right now, as it should
         assert {**found, "tools": ""} == {**parts, "tools": ""}
 

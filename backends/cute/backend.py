@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pypto_models.backend import Compiled, KernelRow, Progress
-from pypto_models.errors import NOWHERE, Diag, user_error
+from pypto_models.errors import NOWHERE, Diag, UserError, user_error
 
 from . import bundle as bundles
+from .cache import fill
 from .compiler import missing_compiler
 from .lower import lower
 from .manifest import BundleError, Manifest, check_arch, digest, read_bundle
+from .module import Module
 from .runtime import Loaded, no_device
 
 
@@ -82,12 +84,19 @@ class CuteBackend:
 
     def emit(self, compiled: Compiled) -> str:
         """The CuTe DSL source of a program.  Needs neither CUTLASS nor a GPU."""
-        return lower(compiled.function, compiled.target).source
+        return lower(compiled.function, compiled.target, given=compiled.overrides).source
 
     def build(
-        self, compiled: Compiled, *, bundle: str | Path | None = None, progress: Progress | None = None
+        self,
+        compiled: Compiled,
+        *,
+        bundle: str | Path | None = None,
+        timing: bool = False,
+        progress: Progress | None = None,
     ) -> CuteProgram:
         """Compile the kernels, or take them from the cache or from the folder ``bundle``.
+
+        With ``timing`` the kernels note when they run, in a further output: see timing.py.
 
         Raises:
             UserError: an op has no lowering; or CUTLASS is not installed and something must be compiled.
@@ -99,10 +108,12 @@ class CuteBackend:
                 raise user_error(
                     Diag.MISSING_EXTRA, NOWHERE, what=what, package="nvidia-cutlass-dsl", extra=self.name
                 )
-            manifest, cubins, module = bundles.build(compiled.function, compiled.target, progress)
+            manifest, cubins, module = bundles.build(
+                compiled.function, compiled.target, progress, timing, compiled.overrides
+            )
             return CuteProgram(manifest, cubins, module.source)
         manifest, cubins = read_bundle(Path(bundle))
-        source = self.emit(compiled)
+        source = lower(compiled.function, compiled.target, timing, compiled.overrides).source
         _check_origin(Path(bundle), manifest, compiled, source)
         return CuteProgram(manifest, cubins, source)
 
@@ -111,6 +122,23 @@ class CuteBackend:
     ) -> CuteProgram:
         """The compiled program, for :meth:`CuteProgram.save`; options as of :meth:`build`."""
         return self.build(compiled, progress=progress, **options)
+
+
+    def prepare(self, programs: Sequence[Compiled], progress: Progress | None = None) -> None:
+        """Compile the kernels of several programs for one target in one process, into the cache."""
+        by_arch: dict[str, list[Module]] = {}
+        for p in programs:
+            try:
+                found = lower(p.function, p.target, given=p.overrides)
+            except UserError:
+                continue  # ``bundle`` says what is wrong with it
+            by_arch.setdefault(str(p.target.arch), []).append(found)
+        for arch, modules in by_arch.items():
+            fill(modules, arch, progress)
+
+    def open(self, folder: Path) -> Loaded:
+        """The program of a bundle, on torch's current GPU."""
+        return Loaded.open(folder)
 
 
 def _check_origin(folder: Path, manifest: Manifest, compiled: Compiled, source: str) -> None:

@@ -11,6 +11,7 @@ from pypto_models.ir.graph import dim_text
 from pypto_models.ir.nodes import Direction, Function
 from pypto_models.ir.types import INT64, ScalarType, TensorType
 from pypto_models.language.entry import written_params
+from pypto_models.schedule import Override
 from pypto_models.target import Target
 
 from .cache import compiler_versions, machine_code
@@ -34,10 +35,17 @@ class Built(NamedTuple):
 
 
 def build(
-    function: Function, target: Target, progress: Progress | None = None, timing: bool = False
+    function: Function,
+    target: Target,
+    progress: Progress | None = None,
+    timing: bool = False,
+    given: Mapping[str, Override] | None = None,
 ) -> Built:
-    """Lower a function for a GPU and compile it, or take its kernels from the cache."""
-    module = lower(function, target, timing)
+    """Lower a function for a GPU and compile it, or take its kernels from the cache.
+
+    ``timing`` and ``given`` as for :func:`~.lower.lower`.
+    """
+    module = lower(function, target, timing, given)
     return assemble(function, target, module, machine_code(module, str(target.arch), progress))
 
 

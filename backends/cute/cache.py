@@ -23,7 +23,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -66,6 +66,27 @@ def machine_code(
                     store.write(keys[name], code)
                 found |= new
     return {k.name: found[k.name] for k in module.kernels}
+
+
+def fill(modules: Sequence[Module], arch: str, progress: Progress | None = None) -> None:
+    """Compile what the cache lacks of several modules in one process; what the DSL refuses stays missing."""
+    store = Store(default_folder())
+    keys = [{k.name: kernel_key(m, k, arch) for k in m.kernels} for m in modules]
+    units, wanted = [], []
+    seen: set[str] = set()
+    for module, named in zip(modules, keys, strict=True):
+        new = {n: key for n, key in named.items() if not store.has(key) and key.digest not in seen}
+        seen |= {key.digest for key in new.values()}
+        if new:
+            parameters = {k.name: k.parameters for k in module.kernels if k.name in new}
+            units.append(compiler.Unit(module.source, parameters))
+            wanted.append(new)
+    if not units:
+        return
+    for code, new in zip(compiler.compile_units(units, arch, progress), wanted, strict=True):
+        if not isinstance(code, compiler.Refusal):
+            for name, key in new.items():
+                store.write(key, code[name])
 
 
 def kernel_key(module: Module, kernel: KernelSource, arch: str) -> Key:

@@ -414,8 +414,7 @@ def _store(k: Kernel, s: Let) -> None:
     atomic = s.arg("atomic") == "add"
     if atomic and view_dtype(view) not in (FP32, INT32):
         raise unsupported(s, f"atomic addition to {view_dtype(view)}")
-    k.settle(view.base)
-    k.written.add(view.base)
+    k.before_write(view.base)
     tile = k.tile(s.arg("source"))
     at = indices(s, "offset")
     lead = len(view.shape) - len(tile.shape)
@@ -504,8 +503,7 @@ def _read_tensor(k: Kernel, s: Let) -> None:
 @handles("write_tensor")
 def _write_tensor(k: Kernel, s: Let) -> None:
     view = k.view_of(s.args[0])
-    k.settle(view.base)
-    k.written.add(view.base)
+    k.before_write(view.base)
     at = indices(s, s.op.param_names[1])
     start = " + ".join(
         filter(

@@ -40,10 +40,17 @@ def at_least_one(x: Expr) -> bool:
     return monotone(x) and least(x) >= 1
 
 
+def none_if_negative(x: Expr) -> Expr:
+    """The blocks of a launch whose count may come out negative."""
+    return x if monotone(x) and least(x) >= 0 else binary("max", x, Const(0))
+
+
 def monotone(x: Expr) -> bool:
     if isinstance(x, Binary):
         if x.op == "//":
             return monotone(x.lhs) and isinstance(x.rhs, Const) and x.rhs.value > 0
+        if x.op == "-":
+            return monotone(x.lhs) and isinstance(x.rhs, Const) and least(x.lhs) >= x.rhs.value
         return x.op in ("+", "*", "min", "max") and monotone(x.lhs) and monotone(x.rhs)
     return isinstance(x, DimVar) or (isinstance(x, Const) and x.value >= 0)
 

@@ -27,7 +27,7 @@ from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
 from .timing import END, START, WAITED
 
-UNROLL = 4  # of loops that only read scalars: their loads then wait together
+UNROLL = 8  # of loops that only read scalars: their loads then wait together
 
 Handler = Callable[["Kernel", Let], None]
 
@@ -254,7 +254,7 @@ class Kernel:
             word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
         )
         if not waits:
-            unroll = UNROLL if reads_only(s.body) else UNROLL // 2
+            unroll = UNROLL if reads_only(s.body) else 2
             t.lines[head] = t.lines[head].replace("unroll=1", f"unroll={unroll}")
         if staged is not None:
             t.line("cute.arch.cp_async_wait_group(0)")
@@ -571,3 +571,10 @@ class Kernel:
                 self.tiles[var] = (
                     self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
                 )
+
+    def before_write(self, written: Var) -> None:
+        """All threads have read what they still need of a tensor before one of them writes to it."""
+        self.settle(written)
+        self.written.add(written)
+        if self.may_read(written):
+            self.text.line(BARRIER)

@@ -1,60 +1,93 @@
 """A function as kernels and a launch list: what the host does is a list, what depends on data is in kernels.
 
-orchestration.py walks what is between the regions; here a region becomes a kernel.  A condition around it
-guards the kernel's body.
+orchestration.py walks what is between the regions; here a region becomes a kernel, or several that share a
+launch do (sharing.py).  A condition around it guards the kernel's body.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from pypto_models.ir.expr import Const, Expr, Var, free_vars, substitute
+from pypto_models.ir.expr import Expr, Var, free_vars, index, substitute
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Bind, Block, Function, If, Let, Region, Stmt
 from pypto_models.ir.rewrite import uses
-from pypto_models.ir.types import INT64, TensorType
+from pypto_models.ir.types import FP32, INT64, TensorType
 from pypto_models.language.entry import written_params
+from pypto_models.schedule import Override
+from pypto_models.schedule.overrides import NONE
 from pypto_models.target import Target
 
 from . import casts as casts  # registers its handlers
 from . import reductions as reductions
+from .grouping import Group, grouped
 from .handlers import HANDLERS
 from .host import Stale, at_least_one, host_value, slice_of, with_places
 from .kernel import THREADS, Kernel
+from .manifest import Workspace
 from .matching import Product, match
-from .module import KernelSource, Launch, Module, nested
+from .module import KernelSource, Launch, Module, launcher, nested, typed
 from .orchestration import Orchestration, State, extents_in
 from .order import BEFORE, Ahead, placed
 from .plans import RESERVED, Plan
 from .plans import plan as plan_stream
+from .row_statistic import fused, norm_bytes
 from .rules import refused
 from .serial import strided
-from .streaming import emit
+from .sharing import PLACE, Argument, Share, crowded, first_blocks, joint, next_blocks, own_blocks
+from .streaming import Norm, emit
 from .tensors import View
 from .timing import EVENTS, STAMPED, STAMPS
 from .unroll import unrolled
 
 
+@dataclass(frozen=True)
+class Part:
+    """A region to be lowered, and how: ``prelude`` are the scalar statements that its kernel begins with,
+    ``bodies`` those under each condition around it, ``again`` both."""
+
+    region: Region
+    state: State
+    prelude: Block
+    bodies: list[list[Stmt]]
+    again: Block
+    known: dict[Var, Expr]
+    ahead: Ahead
+    product: Product | str
+    how: Plan | str
+
+
 class Lowering(Orchestration):
     def __init__(
-        self, function: Function, target: Target, timing: bool = False, kept: frozenset[int] = frozenset()
+        self,
+        function: Function,
+        target: Target,
+        timing: bool = False,
+        kept: frozenset[int] = frozenset(),
+        given: Mapping[str, Override] | None = None,
     ) -> None:
         super().__init__(function, kept)
         self.timing = timing
+        self.given = given or {}
         self.target = target
         self.kernels: list[KernelSource] = []
         self.constants: frozenset[Var] = frozenset()  # parameters that no region writes
         self.limit = max(s.bytes for s in target.spaces.values() if s.align == 16)
         self.early: set[Var] = set()  # what kernels read before they wait
+        self.norms_before: dict[int, Norm] = {}  # of regions by identity
+        self.norms_behind: dict[int, Norm] = {}
+        self.gone: set[int] = set()  # regions that others do
 
     def module(self) -> Module:
         views = {p.var: View.whole(p.var) for p in self.function.params if isinstance(p.var.type, TensorType)}
         for p in self.function.params:
             self.names[p.var] = p.name
-            self.taken.add(p.name)
-            self.taken |= {x.name for d in getattr(p.var.type, "shape", ()) for x in extents_in(d)}
+            self.text.taken.add(p.name)
+            self.text.taken |= {x.name for d in getattr(p.var.type, "shape", ()) for x in extents_in(d)}
         written = written_params(self.function)
         self.constants = frozenset(p.var for p in self.function.params if p.var not in written)
+        self.fuse_norms()
         self.block(self.function.body, State(views, [], alias=self.roots))
         kernels, fenced = triggered(self.kernels, self.unsure)
         source = module_source(self.function.name, self.target, kernels)
@@ -74,6 +107,48 @@ class Lowering(Orchestration):
 
     # ------------------------------------------------------------------------------------------ regions
     def region(self, s: Region, state: State) -> None:
+        if id(s) in self.gone:
+            return
+        part = self.part(s, state)
+        self.scalars.check(part.again, part.region.body)
+        name = self.unique(s.name)
+        if isinstance(part.how, Plan):
+            assert isinstance(part.product, Product)
+            self.streamed(part.region, name, part.product, part.how, state, part.prelude, part.known)
+            return
+        kernel = self.by_blocks(part)
+        grid = "1" if part.region.count is None else expr_text(self.host(part.region.count, state, s))
+        body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
+        self.add(kernel, name, part.region, body, "", THREADS, kernel.buffers.bytes, part.how, grid, state)
+
+    def group(self, s: Group, state: State) -> None:
+        """Regions in one launch; in launches of their own where shared memory is short."""
+        parts = [self.part(r, state) for r in s.regions if id(r) not in self.gone]
+        kernels = [self.by_blocks(p, next_blocks if i else first_blocks) for i, p in enumerate(parts)]
+        if crowded([p.region for p in parts], kernels, self.limit):
+            for r in s.regions:
+                self.region(r, state)
+            return
+        shares = []
+        for p, k in zip(parts, kernels, strict=True):
+            r, how = p.region, p.how
+            assert isinstance(how, str)
+            self.scalars.check(p.again, r.body)
+            count = index(1) if r.count is None else self.host(r.count, state, r)
+            shares.append(Share(self.unique(r.name), r, k, self.arguments(k, r, state), count, how))
+        name = self.unique("_and_".join(r.name for r in s.regions))
+        self.early |= {v for k in kernels for v in k.early} & self.constants
+        how = "; ".join(f"{x.region.name}: {x.why}" for x in shares)
+        sure = any(at_least_one(x.blocks) for x in shares)
+        written = frozenset(v for k in kernels for v in k.written)
+        self.note(name, how, written if not any(k.chosen for k in kernels) else None, sure)
+        made = joint(name, shares, THREADS)
+        region = " and ".join(r.name for r in s.regions)
+        line, shared = s.span.line, made.shared_bytes
+        self.launch(name, region, line, made.text, THREADS, shared, how, made.arguments, made.grid)
+
+    def part(self, s: Region, state: State) -> Part:
+        """The region with what its kernel begins with, and how it runs."""
         known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
         if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
             s = strided(s, self.target.cores)
@@ -84,37 +159,49 @@ class Lowering(Orchestration):
             needed |= with_places({*uses(tuple(inside)), *free_vars(cond)}, state.views)
         prelude = slice_of(state.outer, needed, state.views)
         needed |= with_places(uses(prelude), state.views)
-        self.scalars.check((*prelude, *(x for inside in bodies for x in inside)), s.body)
+        again = (*prelude, *(x for inside in bodies for x in inside))
         matched = match(s) if not state.guards else "it runs under a condition"
         ahead = self.ahead()
         if any(v in needed for v in state.views if state.views[v].base not in self.names):
             matched, ahead = "a condition or a loop chooses a tensor of it", replace(ahead, all_but=None)
-        name = self.unique(s.name)
-        if (
-            isinstance(matched, Product)
-            and isinstance(matched.blocks, Const)
-            and self.plan_for(matched) is not None
-        ):
-            plan = self.plan_for(matched)
-            assert plan is not None
-            self.streamed(s, name, matched, plan, state, prelude, known)
-            return
-        why = matched if isinstance(matched, str) else "its product does not fit shared memory"
+        return Part(s, state, prelude, bodies, again, known, ahead, matched, self.plan_for(s, matched))
+
+    def by_blocks(self, p: Part, begin: Callable[[Kernel, Var | None], None] = own_blocks) -> Kernel:
+        """The region with one block of the GPU for each of its own."""
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
-        trial = guarded(s, state, prelude, bodies, known, 1 << 40, ahead, self.stamps())
+        trial = guarded(p, 1 << 40, self.stamps(), begin)
         fixed = trial.buffers.bytes - trial.ring_bytes
         room = self.limit - RESERVED - fixed
         half = self.limit // 2 - RESERVED - fixed
         if trial.stage_bytes and half // trial.stage_bytes >= 3:
             room = half  # two blocks share a core, and one computes while the other waits
-        kernel = guarded(s, state, prelude, bodies, known, room, ahead, self.stamps())
+        kernel = guarded(p, room, self.stamps(), begin)
         if kernel.buffers.bytes > self.limit - RESERVED:
             took, room = kernel.buffers.bytes, self.limit - RESERVED
             why = f"its tiles take {took} bytes of shared memory, and a block has {room}"
-            raise refused(s.span, f"region {s.name}", why, "use smaller tiles")
-        grid = "1" if s.count is None else expr_text(self.host(s.count, state, s))
-        body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
-        self.add(kernel, name, s, body, "", THREADS, kernel.buffers.bytes, why, grid, state)
+            raise refused(p.region.span, f"region {p.region.name}", why, "use smaller tiles")
+        return kernel
+
+    def fuse_norms(self) -> None:
+        """Finds the norms that streamed products do, and gives their partial sums a place."""
+
+        def streams(s: Region) -> tuple[Product, Plan] | None:
+            found = match(s)
+            how = self.plan_for(s, found)
+            return (found, how) if isinstance(found, Product) and isinstance(how, Plan) else None
+
+        for f in fused(self.function, self.constants, lambda s: (streams(s) or (None,))[0]):
+            made, taken = streams(f.producer), streams(f.consumer)
+            assert made is not None and taken is not None
+            if taken[1].shared_bytes + norm_bytes(f.statistic, taken[1]) > self.limit - RESERVED:
+                continue
+            rows, parts = made[0].rows, made[1].ctas
+            sums = Var(f"{f.statistic.source.name}_sums", TensorType((rows, parts), FP32))
+            self.names[sums] = self.unique(sums.name)
+            self.workspaces.append(Workspace(self.names[sums], "float32", (str(rows), str(parts))))
+            norm = Norm(f.statistic, sums, parts)
+            self.norms_behind[id(f.producer)] = self.norms_before[id(f.consumer)] = norm
+            self.gone.add(id(f.statistic.region))
 
     def stamps(self) -> str:
         """Where the next launch notes its times, `[launch, CTA, event]`, in a timing build."""
@@ -122,11 +209,14 @@ class Lowering(Orchestration):
             return ""
         return f"{STAMPS} + {len(self.launches) * STAMPED * EVENTS}"
 
-    def plan_for(self, product: Product) -> Plan | None:
-        try:
-            return plan_stream(product, self.target)
-        except ValueError:
-            return None
+    def plan_for(self, s: Region, matched: Product | str) -> Plan | str:
+        """How a region's product is divided, or why it is none."""
+        given = self.given.get(s.name, NONE)
+        if isinstance(matched, Product):
+            return plan_stream(matched, self.target, s.name, s.span.line, given)
+        if given.values and not given.sized:
+            raise given.error(f"{s.name} is no streamed product: {matched}", "leave it out")
+        return matched
 
     def streamed(
         self,
@@ -138,7 +228,10 @@ class Lowering(Orchestration):
         prelude: Block,
         known: dict[Var, Expr],
     ) -> None:
-        parts = emit(product, state.views, bindings(known) + prelude)
+        before, behind = self.norms_before.get(id(s)), self.norms_behind.get(id(s))
+        views = dict(state.views)
+        views |= {n.sums: View.whole(n.sums) for n in (before, behind) if n is not None}
+        parts = emit(product, views, bindings(known) + prelude, before, behind)
         kernel = parts.kernel
         # Weights that no kernel writes are copied before this kernel may read what others do
         weights = state.views[product.weights[0].args[0]].base  # type: ignore[index]
@@ -146,12 +239,15 @@ class Lowering(Orchestration):
         early = weights in self.constants and not prelude and not reads
         if early:
             self.early.add(weights)
+            if before is not None and before.of.columns is not None:
+                self.early.add(before.of.columns.args[0])  # type: ignore[arg-type]
         wait = [] if early else ["    cute.arch.griddepcontrol_wait()"]
         inner: list[str] = []
         unpack = f"    {', '.join(parts.env)}, = env"
         for fn, args, lines in parts.functions:
             inner += ["@cute.jit", f"def {name}_{fn}({', '.join(args)}):", unpack, *lines, "", ""]
-        x_pitch, w_pitch = (state.views[p.args[0]].strides[0] for p in (product.x, product.weights[0]))  # type: ignore[index]
+        rows = product.x.args[0] if before is None else before.of.source
+        x_pitch, w_pitch = (state.views[v].strides[0] for v in (rows, product.weights[0].args[0]))  # type: ignore[index]
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
             f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
@@ -159,9 +255,13 @@ class Lowering(Orchestration):
             f"m_tiles={plan.m_tiles}, weight_row={name}_weight_row, "
             f"finish={name}_finish"
         )
+        if before is not None:
+            fields += f", scale={name}_scale, operand={name}_operand"
+        fields = ", ".join((fields, *parts.fields))
         env = f"({', '.join(parts.env)},)"
-        run = f"    stream.Stream({fields}).run({parts.x}, {parts.w}, Int32({parts.rows}), {env}"
-        run += f", {self.stamps()})" if self.timing else ")"
+        arguments = (parts.x, parts.w, f"Int32({parts.rows})", env)
+        stamps = (f"stamps={self.stamps()}",) if self.timing else ()
+        run = f"    stream.Stream({fields}).run({', '.join((*arguments, *stamps, *parts.arguments))})"
         self.add(
             kernel,
             name,
@@ -169,7 +269,7 @@ class Lowering(Orchestration):
             [*wait, *kernel.text.lines, run],
             "\n".join(inner),
             plan.threads,
-            plan.shared_bytes,
+            plan.shared_bytes + (0 if before is None else norm_bytes(before.of, plan)),
             "stream",
             str(plan.ctas),
             state,
@@ -188,33 +288,48 @@ class Lowering(Orchestration):
         grid: str,
         state: State,
     ) -> None:
-        parameters: list[tuple[str, str]] = []
-        arguments: list[tuple[str, str]] = []
-        for base, text in kernel.pointers.items():
-            parameters.append((text, f"pointer:{base.type.dtype.name}"))  # type: ignore[union-attr]
-            arguments.append(("pointer", self.names[base]))
-        for extent, text in kernel.extents.items():
-            parameters.append((text, "Int32"))
-            arguments.append(("extent", extent))
-        for var, text in kernel.captured.items():
-            kind = var.dtype
-            parameters.append((text, "Float32" if kind.is_float else "Int32"))
-            arguments.append(
-                ("scalar", expr_text(self.host(var, state, s)) if var not in self.names else self.names[var])
-            )
-        if self.timing:
-            parameters.append((STAMPS, f"pointer:{INT64.name}"))
-            arguments.append(("pointer", STAMPS))
         self.early |= kernel.early & self.constants
         sure = how == "stream" or s.count is None or at_least_one(self.host(s.count, state, s))
+        self.note(name, how, frozenset(kernel.written) if not kernel.chosen else None, sure)
+        arguments = self.arguments(kernel, s, state)
+        text = head + kernel_text(name, s, [(a.name, a.kind) for a in arguments], body, threads, how)
+        self.launch(name, s.name, s.span.line, text, threads, shared, how, arguments, grid)
+
+    def note(self, name: str, how: str, written: frozenset[Var] | None, sure: bool) -> None:
+        """What the next kernel may count on: what this one writes, if known, and whether it surely runs."""
         if not sure:
             self.unsure.add(name)
-        self.last = (how, frozenset(kernel.written)) if sure and not kernel.chosen else None
-        text = head + kernel_text(name, s, parameters, body, threads, how)
-        self.kernels.append(
-            KernelSource(name, s.name, s.span.line, text, threads, shared, how, tuple(parameters))
-        )
-        self.launches.append(Launch(name, grid, tuple(arguments)))
+        self.last = (how, written) if sure and written is not None else None
+
+    def arguments(self, kernel: Kernel, s: Region, state: State) -> tuple[Argument, ...]:
+        out = []
+        for base, text in kernel.pointers.items():
+            assert isinstance(base.type, TensorType)
+            out.append(Argument(text, f"pointer:{base.type.dtype.name}", ("pointer", self.names[base])))
+        for extent, text in kernel.extents.items():
+            out.append(Argument(text, "Int32", ("extent", extent)))
+        for var, text in kernel.captured.items():
+            value = expr_text(self.host(var, state, s)) if var not in self.names else self.names[var]
+            out.append(Argument(text, "Float32" if var.dtype.is_float else "Int32", ("scalar", value)))
+        if self.timing:
+            out.append(Argument(STAMPS, f"pointer:{INT64.name}", ("pointer", STAMPS)))
+        return tuple(out)
+
+    def launch(
+        self,
+        name: str,
+        region: str,
+        line: int,
+        text: str,
+        threads: int,
+        shared: int,
+        how: str,
+        arguments: tuple[Argument, ...],
+        grid: str,
+    ) -> None:
+        parameters = tuple((a.name, a.kind) for a in arguments)
+        self.kernels.append(KernelSource(name, region, line, text, threads, shared, how, parameters))
+        self.launches.append(Launch(name, grid, tuple(a.passed for a in arguments)))
 
 
 def bindings(known: dict[Var, Expr]) -> Block:
@@ -222,36 +337,18 @@ def bindings(known: dict[Var, Expr]) -> Block:
     return tuple(Bind(v, e) for v, e in known.items())
 
 
-def guarded(
-    s: Region,
-    state: State,
-    prelude: Block,
-    under: list[list[Stmt]],
-    known: dict[Var, Expr],
-    room: int,
-    ahead: Ahead,
-    stamps: str = "",
-) -> Kernel:
-    """The region block by block, under the conditions around it and behind the statements ``under`` each."""
+def guarded(p: Part, room: int, stamps: str, begin: Callable[[Kernel, Var | None], None]) -> Kernel:
+    """The region block by block, under the conditions around it, each behind the statements under it."""
+    s, state = p.region, p.state
     body: Block = s.body
-    for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(under), strict=True):
+    for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(p.bodies), strict=True):
         both = (*inside, *body)
         body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
-    needed = with_places(uses((*prelude, *body)), state.views)
-    bound = bindings({v: e for v, e in known.items() if v in needed})
-    region = replace(s, body=body)
-    return blockwise(region, state, bound + prelude, room, ahead, stamps)
-
-
-def blockwise(
-    region: Region, state: State, prelude: Block, room: int, ahead: Ahead, stamps: str = ""
-) -> Kernel:
-    """A kernel that runs the region block by block, one CTA each."""
-    kernel = Kernel(state.views, HANDLERS, room, ahead, stamps, state.alias)
-    if region.block is not None:
-        kernel.names[region.block] = "cta"
-        kernel.text.taken.add("cta")
-    kernel.run(prelude, region.body)
+    needed = with_places(uses((*p.prelude, *body)), state.views)
+    bound = bindings({v: e for v, e in p.known.items() if v in needed})
+    kernel = Kernel(state.views, HANDLERS, room, p.ahead, stamps, state.alias)
+    begin(kernel, s.block)
+    kernel.run(bound + p.prelude, body)
     return kernel
 
 
@@ -259,30 +356,18 @@ def blockwise(
 def kernel_text(
     name: str, s: Region, parameters: list[tuple[str, str]], body: list[str], threads: int, how: str
 ) -> str:
-    typed = [f"{n}: {'cute.Pointer' if k.startswith('pointer') else k}" for n, k in parameters]
     head = [
         "@cute.kernel",
-        f"def {name}({', '.join(typed)}):",
+        f"def {name}({', '.join(typed(*p) for p in parameters)}):",
         f'    """Line {s.span.line}: {how if how == "stream" else "block by block, since " + how}."""',
     ]
     if how != "stream":
         head += [
-            "    tid, _, _ = cute.arch.thread_idx()",
-            "    cta, _, _ = cute.arch.block_idx()",
-            "    lane = cute.arch.lane_idx()",
-            "    warp = cute.arch.make_warp_uniform(tid // 32)",
+            *PLACE,
             "    smem = utils.SmemAllocator()",
             f"    {BEFORE}",
         ]
-    names = ", ".join(n for n, _ in parameters)
-    launcher = [
-        "",
-        "",
-        "@cute.jit",
-        f"def launch_{name}({', '.join(typed)}):",
-        f"    {name}({names}).launch(grid=[1, 1, 1], block=[{threads}, 1, 1], use_pdl=True)",
-    ]
-    return "\n".join([*head, *body, *launcher]) + "\n"
+    return "\n".join([*head, *body, *launcher(name, parameters, threads)]) + "\n"
 
 
 def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[KernelSource], bool]:
@@ -301,7 +386,7 @@ def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[Kerne
 
 
 def module_source(name: str, target: Target, kernels: list[KernelSource]) -> str:
-    head = f'''"""{name} for {target.name} ({target.arch}), written by the compiler: one kernel per region."""
+    head = f'''"""{name} for {target.name} ({target.arch}), written by the compiler: one kernel per launch."""
 
 import cutlass
 import cutlass.cute as cute
@@ -313,12 +398,17 @@ from backends.cute.device import block, stream
     return "\n\n".join([head, *(k.text for k in kernels)])
 
 
-def lower(function: Function, target: Target, timing: bool = False) -> Module:
-    """The kernels and launches of a function; with ``timing`` they note in a further output when they ran."""
-    function = unrolled(function)
+def lower(
+    function: Function, target: Target, timing: bool = False, given: Mapping[str, Override] | None = None
+) -> Module:
+    """The kernels and launches of a function; with ``timing`` they note in a further output when they ran.
+
+    ``given`` fixes parts of the schedules of streamed products, by region name.
+    """
+    function = grouped(unrolled(function))
     kept: frozenset[int] = frozenset()
     while True:
         try:
-            return Lowering(function, target, timing, kept).module()
+            return Lowering(function, target, timing, kept, given).module()
         except Stale as stale:
             kept |= {stale.let}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .manifest import Launch, Repeat, Workspace
@@ -33,6 +34,23 @@ class Module:
     source: str
     early: tuple[str, ...] = ()  # parameters that a kernel reads before it waits for those before it
     fenced: bool = True  # a kernel starts only when all that ran before the program is complete
+
+
+def typed(name: str, kind: str) -> str:
+    """A parameter of a kernel, as its source declares it."""
+    return f"{name}: {'cute.Pointer' if kind.startswith('pointer') else kind}"
+
+
+def launcher(name: str, parameters: Sequence[tuple[str, str]], threads: int) -> list[str]:
+    """The lines behind a kernel: what is compiled is a launch of it, whose grid the runtime replaces."""
+    return [
+        "",
+        "",
+        "@cute.jit",
+        f"def launch_{name}({', '.join(typed(*p) for p in parameters)}):",
+        f"    {name}({', '.join(n for n, _ in parameters)})"
+        f".launch(grid=[1, 1, 1], block=[{threads}, 1, 1], use_pdl=True)",
+    ]
 
 
 def nested(launches: list[Launch], repeats: list[tuple[int, int, Repeat]]) -> tuple[Launch | Repeat, ...]:

@@ -46,6 +46,7 @@ from pypto_models.language.effects import roots
 from pypto_models.ops import REGISTRY
 
 from .choices import ANYWHERE, chosen_view
+from .grouping import Group
 from .handlers import HANDLERS, indices
 from .host import Scalars, host_value
 from .kernel import Kernel
@@ -53,6 +54,7 @@ from .module import Launch, Repeat, Workspace
 from .rules import refused
 from .serial import CHUNK, FILL, KEEP, KEPT, in_turn, is_task, one_block
 from .tensors import View
+from .text import Text
 from .unroll import has_region
 
 
@@ -80,7 +82,7 @@ class Orchestration:
         self.repeats: list[tuple[int, int, Repeat]] = []  # from launch to launch, inner ones first
         self.workspaces: list[Workspace] = []
         self.names: dict[Var, str] = {}
-        self.taken: set[str] = set()
+        self.text = Text()  # for the names of the emitted source and of the manifest
         self.unsure: set[str] = set()  # kernels that may not run
         self.last: tuple[str, frozenset[Var]] | None = None  # how the last launch runs, and what it writes
         self.scalars = Scalars(self.roots, kept)
@@ -88,13 +90,12 @@ class Orchestration:
     def region(self, s: Region, state: State) -> None:
         raise NotImplementedError
 
+    def group(self, s: Group, state: State) -> None:
+        """Regions that may share a launch."""
+        raise NotImplementedError
+
     def unique(self, wanted: str) -> str:
-        name, n = wanted, 1
-        while name in self.taken:
-            n += 1
-            name = f"{wanted}_{n}"
-        self.taken.add(name)
-        return name
+        return self.text.unique(wanted)
 
     # ------------------------------------------------------------------------------------------ walk
     def block(self, body: Block, state: State) -> None:
@@ -104,6 +105,8 @@ class Orchestration:
     def stmt(self, s: Stmt, state: State) -> None:
         if isinstance(s, Region):
             self.region(s, state)
+        elif isinstance(s, Group):
+            self.group(s, state)
         elif isinstance(s, Scope):
             self.block(s.body, state)
         elif isinstance(s, Let):

@@ -1,80 +1,157 @@
-"""How a streamed product is divided between the CTAs of a kernel, their warps and a ring in shared memory."""
+"""How a streamed product is divided: what `pypto_models.schedule` plans, in the words of device/stream.py.
+
+The planner knows the products of a program as the reports show them; here the same planner is asked for a
+product as it was matched, which the backend may have made of several regions.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypto_models.ir.expr import Const
+from pypto_models.ir.expr import Const, Expr, Var, as_dim, dim_expr, index, substitute
+from pypto_models.ir.nodes import Bind, Let
+from pypto_models.ir.types import Dim, TensorType, TileType
+from pypto_models.schedule import Contraction, Override, Schedule, ranking, refusal
+from pypto_models.schedule.overrides import NONE
+from pypto_models.schedule.record import Ring, Stream, Weight
 from pypto_models.target import Target
 
-from .matching import UNIT, Product
+from .matching import Product
 
 ELEMENT = 2  # bytes of a weight
-RESERVED = 1024  # bytes of shared memory that the system keeps per block
-REGISTERS = 140  # accumulators that a thread holds besides its addresses
-LINE = 64
+RESERVED = 1024  # bytes of shared memory of a block that aligning the rest may take
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a product is divided; see device/stream.py."""
+    """A schedule of the form ``stream`` with one ring of the CTA, in the words of device/stream.py."""
 
-    ctas: int
-    warps_n: int
-    warps_k: int
-    chunk: int
-    stages: int
-    columns: int  # of the result: weight rows of one accumulator
-    accumulators: int
-    m_tiles: int  # rows of the batch / 16
+    schedule: Schedule
 
     @property
-    def tiles(self) -> int:
-        """MMA tiles of a CTA; the last of its columns may fill one in part."""
-        return -(-self.columns // (self.ctas * UNIT)) * self.accumulators
+    def stream(self) -> Stream:
+        assert self.schedule.stream is not None
+        return self.schedule.stream
+
+    @property
+    def ctas(self) -> int:
+        return self.schedule.ctas
+
+    @property
+    def warps_n(self) -> int:
+        return self.stream.warps_n
+
+    @property
+    def warps_k(self) -> int:
+        return self.stream.warps_k
+
+    @property
+    def chunk(self) -> int:
+        """Elements of K in a stage."""
+        return self.stream.step
+
+    @property
+    def stages(self) -> int:
+        assert isinstance(self.schedule.ring, Ring)
+        return self.schedule.ring.slots
+
+    @property
+    def columns(self) -> int:
+        """Of the result: weight rows of one accumulator."""
+        return self.stream.n
+
+    @property
+    def accumulators(self) -> int:
+        return self.stream.accumulators
+
+    @property
+    def m_tiles(self) -> int:
+        """Rows of the batch / 16."""
+        return self.stream.rows // 16
 
     @property
     def threads(self) -> int:
-        return 32 * self.warps_n * self.warps_k
+        return self.schedule.threads
 
     @property
     def shared_bytes(self) -> int:
-        stage = (self.tiles * UNIT + 16 * self.m_tiles) * self.chunk * ELEMENT
-        return max(self.stages * stage, self.warps_k * self.m_tiles * self.tiles * 512)
+        return self.schedule.shared_bytes
 
 
-def plan(product: Product, target: Target, limit: int | None = None) -> Plan:
-    """The default plan: a CTA per core, the longest K pieces that leave three stages in shared memory.
+def plan(
+    product: Product, target: Target, region: str = "product", line: int = 1, given: Override = NONE
+) -> Plan | str:
+    """The plan of a product, or why it cannot be streamed.
 
-    Where the accumulators of a CTA's share would not fit its registers, more CTAs take turns.
+    Raises:
+        UserError: ``given`` leaves no schedule that this backend can emit.
     """
-    assert isinstance(product.blocks, Const)
-    columns = int(product.blocks.value) * product.width
-    units = -(-columns // UNIT)
-    accumulators = len(product.results)
-    m_tiles = product.rows // 16
-    most = max(
-        1, 8 * (REGISTERS // (4 * m_tiles)) // accumulators
-    )  # units of a CTA, eight warps side by side
-    waves = -(-units // (target.cores * most))
-    ctas = min(units, target.cores * waves)
-    room = (limit or max(s.bytes for s in target.spaces.values() if s.align == 16)) - RESERVED
-    per_cta = -(-columns // (ctas * UNIT))
-    best: Plan | None = None
-    for warps_k in (8, 4, 2, 1):
-        warps_n = 8 // warps_k
-        chunk = LINE * warps_k
-        if product.depth % chunk or -(-per_cta * accumulators // warps_n) * 4 * m_tiles > REGISTERS:
-            continue
-        stage = (per_cta * accumulators * UNIT + product.rows) * chunk * ELEMENT
-        stages = min(room // stage, 8)
-        made = Plan(ctas, warps_n, warps_k, chunk, stages, columns, accumulators, m_tiles)
-        if made.shared_bytes > room:
-            continue
-        if stages >= 3:
-            return made
-        if stages >= 2 and best is None:
-            best = made
-    if best is None:
-        raise ValueError(f"no plan fits {room} bytes of shared memory")
-    return best
+    ranked = plans(product, target, region, line, given)
+    if isinstance(ranked, str):
+        if given.values:
+            why = f"{region} cannot be streamed like this: {ranked}"
+            raise given.error(why, "leave out some of its keys")
+        return ranked
+    return ranked[0]
+
+
+def plans(
+    product: Product, target: Target, region: str = "product", line: int = 1, given: Override = NONE
+) -> tuple[Plan, ...] | str:
+    """All plans of a product, the best estimate first, or why there is none."""
+    found = facts(product)
+    if found is None:
+        return "the number of its blocks is only known at run time"
+    given = given.at(found.rows, found.n, found.k)
+    room = max(s.bytes for s in target.spaces.values() if s.align == 16) - RESERVED
+    ranked = ranking(region, line, found, target, given)
+    fitting = tuple(Plan(s) for s in ranked if s.shared_bytes <= room and s.grid == s.ctas)
+    if ranked and not fitting:
+        first = ranked[0]
+        taken = f"it takes {first.shared_bytes} bytes of shared memory, and a block has {room}"
+        return taken if first.grid == first.ctas else f"{first.ctas} CTAs walk over {first.grid} units"
+    return fitting or refusal(region, line, found, target, given)
+
+
+def facts(product: Product) -> Contraction | None:
+    """What the planner takes of a product, or None if its grid is only known at run time."""
+    if not isinstance(product.blocks, Const):
+        return None
+    weights = []
+    for i, w in enumerate(product.weights):
+        tensor = w.args[0]
+        assert isinstance(tensor, Var) and isinstance(tensor.type, TensorType)
+        pitch = tensor.type.shape[1]
+        assert isinstance(pitch, int)
+        weights.append(Weight(tensor.name, "k", 0, 0, pitch * ELEMENT, i, w.span.line))
+    x = product.x.args[0]
+    assert isinstance(x, Var)
+    return Contraction(
+        tuple(weights), x.name, "k", False, product.rows, columns(product, int(product.blocks.value)),
+        product.depth, ELEMENT, (),
+    )  # fmt: skip
+
+
+def columns(product: Product, blocks: int) -> int:
+    """Of the result: whole blocks, less what the last one leaves out of its weights and of all its stores."""
+    whole = blocks * product.width
+    limits = {_limit(w) for w in product.weights}
+    stored = [s.arg("source") for s in product.epilogue if isinstance(s, Let) and s.op.name == "store"]
+    types = [v.type for v in stored if isinstance(v, Var)]
+    limits |= {t.valid[1] for t in types if isinstance(t, TileType) and t.valid[1] is not None}
+    if len(limits) != 1 or None in limits:
+        return whole
+    env: dict[Var, Expr] = {}
+    for s in product.before:
+        if isinstance(s, Bind):
+            env[s.var] = substitute(s.value, env)
+    (limit,) = limits
+    live = substitute(dim_expr(limit), env)  # type: ignore[arg-type]
+    *full, last = (as_dim(substitute(live, {product.block: index(i)})) for i in range(blocks))
+    exact = all(n == product.width for n in full) and isinstance(last, int) and 0 < last <= product.width
+    return whole - product.width + last if exact else whole  # type: ignore[operator]
+
+
+def _limit(load: Let) -> Dim | None:
+    limit = load.arg("valid_shape")
+    return as_dim(limit[0]) if isinstance(limit, tuple) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pypto_models.ir.expr import Const, Var, index
@@ -11,29 +12,48 @@ from pypto_models.ir.types import TileType
 from .handlers import HANDLERS
 from .kernel import Kernel
 from .matching import Product
+from .row_statistic import RowStatistic
 from .tensors import View, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm that a streamed product takes part in; ``sums`` `[rows, parts]` in workspace are partial."""
+
+    of: RowStatistic
+    sums: Var
+    parts: int  # CTAs of the producer
+
+
+@dataclass(frozen=True)
 class Streamed:
-    """The two functions of the skeleton and the call."""
+    """The functions of the skeleton and the call."""
 
     functions: tuple[tuple[str, tuple[str, ...], list[str]], ...]
     env: tuple[str, ...]  # what the functions read from the kernel
     x: str
     w: str
     rows: str
+    fields: tuple[str, ...]  # of the skeleton, and
+    arguments: tuple[str, ...]  # of its call, for norms
     kernel: Kernel
 
 
-def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
-    """The emitted parts of a streamed product."""
+def emit(
+    product: Product,
+    views: dict[Var, View],
+    prelude: Block,
+    before: Norm | None = None,
+    behind: Norm | None = None,
+) -> Streamed:
+    """The emitted parts of a streamed product, with the norms of its rows and of its result that it does."""
     kernel = Kernel(views, HANDLERS)
     kernel.text.taken |= {"x_rows", "first", "count", "total", "column", "row", "live", *"acgmntv"}
+    kernel.text.taken |= {"sums", "scales", "x_element", "x_column"}
     # The tensors that a unit touches are known before its function is written
-    x_view = kernel.view_of(product.x.args[0])
+    x_view = kernel.view_of(product.x.args[0] if before is None else before.of.source)
     w_view = kernel.view_of(product.weights[0].args[0])
     outer = kernel.text
     for s in prelude:
@@ -90,16 +110,64 @@ def emit(product: Product, views: dict[Var, View], prelude: Block) -> Streamed:
         for s in product.epilogue:
             assert isinstance(s, Let)
             if s.op.name == "store":
-                store(kernel, s)
+                store(kernel, s, behind)
             else:
                 HANDLERS[s.op.name](kernel, s)
-    functions = (
+    functions = [
         ("weight_row", ("env", "a", "column"), weight_row),
-        ("finish", ("env", "first", "count", "x_rows", "m", "g", "t", "total"), text.lines),
-    )
+        ("finish", ("env", "first", "count", "x_rows", "m", "g", "t", "total", "sums"), text.lines),
+    ]
+    fields: list[str] = []
+    arguments: list[str] = []
+    if behind is not None:
+        arguments.append(f"sums_to={kernel.pointer(behind.sums)}")
+    if before is not None:
+        functions += norm_functions(kernel, before.of, inner)
+        fields += [f"parts={before.parts}", f"scales={len(before.of.scales)}"]
+        arguments.append(f"sums_from={kernel.pointer(before.sums)}")
+        if before.of.columns is not None:
+            base = kernel.view_of(before.of.columns.args[0])
+            arguments.append(f"x_columns={kernel.pointer(base.base)} + {base.start(kernel.write)}")
     kernel.text, kernel.names = outer, names
     env = (*kernel.pointers.values(), *kernel.extents.values(), *kernel.captured.values(), *prepared)
-    return Streamed(functions, tuple(dict.fromkeys(env)), x, w, rows, kernel)
+    env = tuple(dict.fromkeys(env))
+    return Streamed(tuple(functions), env, x, w, rows, tuple(fields), tuple(arguments), kernel)
+
+
+def norm_functions(
+    kernel: Kernel, norm: RowStatistic, inner: Callable[[], Text]
+) -> list[tuple[str, tuple[str, ...], list[str]]]:
+    """``scale``: from the sum of a row to its scales; ``operand``: from an element of the row, the one of its
+    column and the row's scales to the element that the product takes.
+    """
+    text = inner()
+    shown(kernel, norm.total.result, "total")
+    values = [lazily(kernel, norm.scale, v) for v in norm.scales]
+    text.line(f"return ({', '.join(values)},)")
+    scale = text.lines
+    text = inner()
+    shown(kernel, norm.row.result, "x_element")
+    if norm.columns is not None:
+        shown(kernel, norm.columns.result, "x_column")
+    for i, v in enumerate(norm.scales):
+        shown(kernel, v, f"scales[{i}]")
+    text.line(f"return {lazily(kernel, norm.apply, norm.result)}")
+    arguments = ("env", "x_element", "x_column", "scales")
+    return [("scale", ("env", "total"), scale), ("operand", arguments, text.lines)]
+
+
+def shown(kernel: Kernel, var: Var, value: str) -> None:
+    """A tile whose element is at hand."""
+    kind = var.type
+    assert isinstance(kind, TileType)
+    kernel.tiles[var] = Tile(kind.shape, kind.dtype, tuple(map(str, kind.shape)), lambda t, c: value)
+
+
+def lazily(kernel: Kernel, body: tuple[Let, ...], result: Var) -> str:
+    """One element of what elementwise statements make."""
+    for s in body:
+        HANDLERS[s.op.name](kernel, s)
+    return kernel.tile(result).value(kernel.text, ("0", "0"))
 
 
 def fragment(i: int, var: Var, kernel: Kernel, rows: str) -> Tile:
@@ -113,8 +181,8 @@ def fragment(i: int, var: Var, kernel: Kernel, rows: str) -> Tile:
     return Tile(var.type.shape, var.type.dtype, valid, at)
 
 
-def store(kernel: Kernel, s: Let) -> None:
-    """The element of a fragment that this thread holds, stored."""
+def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
+    """The element of a fragment that this thread holds, stored; its share of the norm's sum is added."""
     text, tile = kernel.text, kernel.tile(s.arg("source"))
     view = kernel.view_of(s.arg("target"))
     kernel.written.add(view.base)
@@ -128,3 +196,7 @@ def store(kernel: Kernel, s: Let) -> None:
             f"block.element({kernel.pointer(view.base)}, "
             f"{box.at(kernel.write, box.start(kernel.write), place)})[0] = {value}"
         )
+        if behind is not None and s.arg("target") is behind.of.source:
+            shown(kernel, behind.of.row.result, text.let("stored", value))
+            term = lazily(kernel, behind.of.term, behind.of.total.args[0])  # type: ignore[arg-type]
+            text.line(f"sums[2 * m + v // 2] = sums[2 * m + v // 2] + {term}")

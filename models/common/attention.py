@@ -4,8 +4,9 @@ The context of every sequence is cut into runs of `run_pages` pages.  A work ite
 the items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the
 cores at batch 1 as at batch 16.  A small region before it writes down which run belongs to whom.  A run keeps
 an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with
-more, each run leaves a partial (maximum, sum, accumulator) to merge.  Where a sequence may have several rows,
-the merge also brings them from one tile into token order.
+more, each run leaves a partial (maximum, sum, accumulator) to merge.  A block of the merge takes one head of
+one row and many runs at once, so that a single sequence fills the cores there too.  Where a sequence may have
+several rows, the merge also brings them from one tile into token order.
 
 All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per run and
 head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.
@@ -33,6 +34,10 @@ from models.common.sizes import (
 LOWEST = -3.0e38  # start of a running maximum: finite, so that exp(LOWEST - m) is 0 and not NaN
 KV_STAGES = 2  # tiles of K and of V that a run holds at once
 STEEP = 1.0e30  # slope of the causal bound: far above any score, and times any context far below fp32's limit
+
+# Tile sizes of the merge; a tiling file sets them per target
+MERGE_RUNS = 2  # runs whose partials are loaded at once
+MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own
 
 
 @pl.jit.inline
@@ -159,6 +164,55 @@ def leave_partial(
 
 
 @pl.jit.inline
+def merged(
+    before: pl.Scalar[pl.INDEX],
+    runs: pl.Scalar[pl.INDEX],
+    tile: pl.Scalar[pl.INDEX],
+    j: pl.Scalar[pl.INDEX],
+    part_m: pl.Tensor,
+    part_sum: pl.Tensor,
+    part_acc: pl.Tensor,
+):
+    """Attention of row j of a sequence over all its runs, of which `before` is the first: column tile `tile`
+    of its query heads, [1, HEAD_DIM / MERGE_TILES] fp32.
+
+    The partials of one row and head lie a run's tiles apart, so that those of MERGE_RUNS runs are one tile.
+    Each row of it keeps a softmax of every MERGE_RUNS-th run; these are added last.
+    """
+    columns = HEAD_DIM // MERGE_TILES
+    height = (MERGE_RUNS + 7) // 8 * 8  # a column of 8 fp32 is the least that aligns
+    per_run = KV_HEADS * GROUP_ROWS
+    slots = part_m.shape[0] // per_run
+    m_by_run = pl.reshape(part_m, [slots, per_run])
+    sum_by_run = pl.reshape(part_sum, [slots, per_run])
+    acc_by_run = pl.reshape(part_acc, [slots, per_run * HEAD_DIM])
+    head = tile // MERGE_TILES
+    row = head // GROUP * GROUP_ROWS + j * GROUP + head % GROUP
+    column = row * HEAD_DIM + tile % MERGE_TILES * columns
+    m = pl.full([height, 1], pl.FP32, LOWEST)
+    total = pl.full([height, 1], pl.FP32, 0.0)
+    acc = pl.full([height, columns], pl.FP32, 0.0)
+    for n in pl.range((runs + MERGE_RUNS - 1) // MERGE_RUNS):
+        r = before + n * MERGE_RUNS
+        here = pl.min(runs - n * MERGE_RUNS, MERGE_RUNS)
+        found_m = pl.slice(m_by_run, [height, 1], [r, row], valid_shape=[here, 1])
+        found_sum = pl.slice(sum_by_run, [height, 1], [r, row], valid_shape=[here, 1])
+        found_acc = pl.slice(acc_by_run, [height, columns], [r, column], valid_shape=[here, columns])
+        run_m = pl.fillpad(found_m, pad_value=pl.PadValue.min)
+        run_sum = pl.fillpad(found_sum, pad_value=pl.PadValue.zero)
+        run_acc = pl.fillpad(found_acc, pad_value=pl.PadValue.zero)
+        new_m = pl.maximum(m, run_m)
+        old = pl.exp(pl.sub(m, new_m))
+        new = pl.exp(pl.sub(run_m, new_m))
+        total = pl.add(pl.mul(total, old), pl.mul(run_sum, new))
+        acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(run_acc, new))
+        m = new_m
+    weight = pl.exp(pl.col_expand_sub(m, pl.row_max(pl.reshape(m, [1, height]))))
+    whole = pl.row_sum(pl.reshape(pl.mul(total, weight), [1, height]))
+    return pl.row_expand_div(pl.col_sum(pl.row_expand_mul(acc, weight)), whole)
+
+
+@pl.jit.inline
 def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
     """Rows of sequence `s` that one query tile takes; a constant where SPAN is 1.
 
@@ -173,41 +227,51 @@ def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor,
 
 @pl.jit.inline
 def plan_runs(
-    slot_mapping: pl.Tensor,
-    cu_q: pl.Tensor,
-    ctx: pl.Tensor,
-    run_table: pl.Tensor,
-    seq_table: pl.Tensor,
-    total: pl.Tensor,
+    slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor, run_table: pl.Tensor, row_table: pl.Tensor
 ):
-    """Who works on what: `run_table` [runs, 6] = (sequence, first page, end page, tokens, first row, rows) of
-    each run, `seq_table` [B, 2] = (first run, runs) of each sequence, `total` [1] = runs of all.
+    """Who works on what, so that the blocks to come find it in one row of a table.
 
-    One block per sequence writes what is its own; a block of the attention then finds its work in one row.
+    `run_table` [B + TARGET_RUNS or T, 6] = (sequence, first page, end page, tokens, first row, rows) of each
+    run, without pages behind the last; `row_table` [T, 3] = (first run, runs, row of its sequence) of each
+    row, zeros if it is dead.  A block writes a row of each, which it finds in a walk over the sequences.
     """
     batch = pl.tensor.dim(ctx, 0)
-    for s in pl.spmd(batch, name_hint="attention_runs"):
+    rows = pl.tensor.dim(slot_mapping, 0)
+    for i in pl.spmd(pl.tensor.dim(run_table, 0), name_hint="attention_runs"):
         run_pages = pages_per_run(slot_mapping, cu_q, ctx)
+        row_owner = sequence_of(i, slot_mapping, cu_q, ctx)
+        run_owner = 0
+        run_first = 0  # the owner's first run
+        row_first = 0
+        row_runs = 0
+        j = 0
         before = 0
-        for o in pl.range(s):
-            before = before + runs_of(o, run_pages, slot_mapping, cu_q, ctx)
-        runs = runs_of(s, run_pages, slot_mapping, cu_q, ctx)
-        tokens = context_of(s, slot_mapping, cu_q, ctx)
-        pages = (tokens + PAGE - 1) // PAGE
-        count = query_rows(s, slot_mapping, cu_q, ctx)
-        for n in pl.range(runs):
-            r = before + n
-            pl.write(run_table, [r, 0], pl.cast(s, pl.INT32))
-            pl.write(run_table, [r, 1], pl.cast(n * run_pages, pl.INT32))
-            pl.write(run_table, [r, 2], pl.cast(pl.min((n + 1) * run_pages, pages), pl.INT32))
-            pl.write(run_table, [r, 3], pl.cast(tokens, pl.INT32))
-            pl.write(run_table, [r, 4], pl.read(cu_q, [s]))
-            pl.write(run_table, [r, 5], pl.cast(count, pl.INT32))
-        pl.write(seq_table, [s, 0], pl.cast(before, pl.INT32))
-        pl.write(seq_table, [s, 1], pl.cast(runs, pl.INT32))
-        if s == batch - 1:
-            pl.write(total, [0], pl.cast(before + runs, pl.INT32))
-    return run_table, seq_table, total
+        for s in pl.range(batch):
+            runs = runs_of(s, run_pages, slot_mapping, cu_q, ctx)
+            first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+            if before <= i:  # the last one: a sequence without runs is followed by the owner, or by no run
+                run_owner = s
+                run_first = before
+            if s == row_owner:
+                row_first = before
+                row_runs = runs
+                j = i - first
+            before = before + runs
+        tokens = context_of(run_owner, slot_mapping, cu_q, ctx)
+        begin = (i - run_first) * run_pages
+        end = pl.min(begin + run_pages, (tokens + PAGE - 1) // PAGE)
+        count = query_rows(run_owner, slot_mapping, cu_q, ctx)
+        pl.write(run_table, [i, 0], pl.cast(run_owner, pl.INT32))
+        pl.write(run_table, [i, 1], pl.cast(begin, pl.INT32))
+        pl.write(run_table, [i, 2], pl.cast(end, pl.INT32))
+        pl.write(run_table, [i, 3], pl.cast(tokens, pl.INT32))
+        pl.write(run_table, [i, 4], pl.read(cu_q, [run_owner]))
+        pl.write(run_table, [i, 5], pl.cast(count, pl.INT32))
+        if i < rows:
+            pl.write(row_table, [i, 0], pl.cast(row_first, pl.INT32))
+            pl.write(row_table, [i, 1], pl.cast(row_runs, pl.INT32))
+            pl.write(row_table, [i, 2], pl.cast(j, pl.INT32))
+    return run_table, row_table
 
 
 @pl.jit.inline
@@ -239,12 +303,9 @@ def attention(
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_sum = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_acc = pl.create_tensor([slots * GROUP_ROWS, HEAD_DIM], pl.FP32)
-    run_table = pl.create_tensor([MAX_BATCH + TARGET_RUNS, 6], pl.INT32)
-    seq_table = pl.create_tensor([batch, 2], pl.INT32)
-    total_runs = pl.create_tensor([1], pl.INT32)
-    run_table, seq_table, total_runs = plan_runs(
-        slot_mapping, cu_q, ctx, run_table, seq_table, total_runs
-    )
+    run_table = pl.create_tensor([pl.max(batch + TARGET_RUNS, rows), 6], pl.INT32)
+    row_table = pl.create_tensor([rows, 3], pl.INT32)
+    run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, run_table, row_table)
 
     for item in pl.spmd(
         (batch + TARGET_RUNS) * KV_HEADS,
@@ -253,16 +314,16 @@ def attention(
     ):
         run = item // KV_HEADS
         head = item % KV_HEADS
-        if run < pl.cast(pl.read(total_runs, [0]), pl.INDEX):
-            seq = entry(run_table, run, 0)
-            begin = entry(run_table, run, 1)
-            end = entry(run_table, run, 2)
-            tokens = entry(run_table, run, 3)
-            first = entry(run_table, run, 4)
-            if SPAN > 1:
-                count = entry(run_table, run, 5)
-            else:
-                count = 1
+        seq = entry(run_table, run, 0)
+        begin = entry(run_table, run, 1)
+        end = entry(run_table, run, 2)
+        tokens = entry(run_table, run, 3)
+        first = entry(run_table, run, 4)
+        if SPAN > 1:
+            count = entry(run_table, run, 5)
+        else:
+            count = 1
+        if begin < end:
             m, total, acc = attend_run(
                 q_by_head, k_cache, v_cache, block_table, seq, first * GROUP, count, head, begin, end, tokens
             )
@@ -277,36 +338,16 @@ def attention(
             else:
                 leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
 
-    height = (GROUP + 7) // 8 * 8  # a column of 8 fp32 is the least that aligns
-    for task in pl.spmd(rows * KV_HEADS, name_hint="attention_merge"):
-        t = task // KV_HEADS
-        head = task % KV_HEADS
-        out_row = t * Q_HEADS + head * GROUP
-        seq = sequence_of(t, slot_mapping, cu_q, ctx)
-        if seq < 0:
-            zeros = pl.full([height, HEAD_DIM], DTYPE, 0.0)
-            pl.assemble(heads_out, pl.set_validshape(zeros, GROUP, HEAD_DIM), [out_row, 0])
-        else:
-            runs = entry(seq_table, seq, 1)
-            j = t - pl.cast(pl.read(cu_q, [seq]), pl.INDEX)
-            if j < SPAN and (SPAN > 1 or runs > 1):
-                before = entry(seq_table, seq, 0)
-                m = pl.set_validshape(pl.full([height, 1], pl.FP32, LOWEST), GROUP, 1)
-                total = pl.set_validshape(pl.full([height, 1], pl.FP32, 0.0), GROUP, 1)
-                acc = pl.set_validshape(pl.full([height, HEAD_DIM], pl.FP32, 0.0), GROUP, HEAD_DIM)
-                for r in pl.range(before, before + runs):
-                    place = (r * KV_HEADS + head) * GROUP_ROWS + j * GROUP
-                    run_m = pl.slice(part_m, [height, 1], [place, 0], valid_shape=[GROUP, 1])
-                    run_sum = pl.slice(part_sum, [height, 1], [place, 0], valid_shape=[GROUP, 1])
-                    run_acc = pl.slice(
-                        part_acc, [height, HEAD_DIM], [place, 0], valid_shape=[GROUP, HEAD_DIM]
-                    )
-                    new_m = pl.maximum(m, run_m)
-                    old = pl.exp(pl.sub(m, new_m))
-                    new = pl.exp(pl.sub(run_m, new_m))
-                    total = pl.add(pl.mul(total, old), pl.mul(run_sum, new))
-                    acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(run_acc, new))
-                    m = new_m
-                done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
-                pl.assemble(heads_out, done, [out_row, 0])
+    columns = HEAD_DIM // MERGE_TILES
+    for task in pl.spmd(rows * Q_HEADS * MERGE_TILES, name_hint="attention_merge"):
+        t = task // (Q_HEADS * MERGE_TILES)
+        tile = task % (Q_HEADS * MERGE_TILES)
+        before = entry(row_table, t, 0)
+        runs = entry(row_table, t, 1)
+        j = entry(row_table, t, 2)
+        if runs == 0:
+            pl.assemble(out, pl.full([1, columns], DTYPE, 0.0), [t, tile * columns])
+        elif j < SPAN and (SPAN > 1 or runs > 1):
+            done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
+            pl.assemble(out, pl.cast(done, DTYPE, mode="rint"), [t, tile * columns])
     return out

@@ -29,6 +29,7 @@ from models.common.sizes import (
     EPS,
     K_DIM,
     K_HEADS,
+    SPAN,
     TAPS,
     V_DIM,
     V_HEADS,
@@ -38,7 +39,7 @@ from models.common.sizes import (
 L2_EPS = 1e-6  # under the root of a head's sum of squares; the same in every such model
 
 # Tile sizes; a tiling file sets them per target
-CONV_TILE = 64  # channels of a block of the convolution
+CONV_TILE = 64  # channels of a block of the convolution: whole heads of q, of k, or columns of v
 GATE_ROWS = 16  # rows of a block of the gates
 NORM_HEADS = 1  # value heads of a block of the output norm: 1 or a multiple of 8
 
@@ -93,6 +94,13 @@ def gdn_gates(projected: pl.Tensor, a_log: pl.Tensor, dt_bias: pl.Tensor, decay:
 
 
 @pl.jit.inline
+def l2_normalised(x: pl.Tensor, factor: pl.Scalar[pl.FP32]):
+    """`x` [1, K] fp32 divided by sqrt(factor (sum of squares + L2_EPS))."""
+    square = pl.add(pl.row_sum(pl.mul(x, x)), L2_EPS)
+    return pl.row_expand_mul(x, pl.rsqrt(pl.mul(square, factor)))
+
+
+@pl.jit.inline
 def gdn_conv(
     projected: pl.Tensor,
     conv_weight: pl.Tensor,
@@ -102,13 +110,16 @@ def gdn_conv(
     kept: pl.Tensor,
     conv_slots: pl.Tensor,
     conv_state: pl.Tensor,
-    mixed: pl.Tensor,
+    unit: pl.Tensor,
+    values: pl.Tensor,
 ):
-    """`mixed` [T, C] = silu(causal depthwise convolution of the q, k and v columns), for live rows only.
+    """silu(causal depthwise convolution of the q, k and v columns), for live rows only.
 
-    The last row of `conv_weight` [TAPS, C] is for the current token.  Inputs, the sum and the result are
-    rounded to the element type.
+    Its q and k, each head of unit length and q also divided by sqrt(K_DIM), are `unit` [T, 2 K_HEADS K_DIM]
+    fp32; its v are `values` [T, V_HEADS V_DIM].  The last row of `conv_weight` [TAPS, C] is for the current
+    token.  Inputs, the sum and the result of the convolution are rounded to the element type.
     """
+    q_width = K_HEADS * K_DIM
     tiles = conv_weight.shape[1] // CONV_TILE
     for item in pl.spmd(pl.tensor.dim(ctx, 0) * tiles, name_hint="gdn_conv"):
         s = item // tiles
@@ -131,11 +142,21 @@ def gdn_conv(
                 now = pl.cast(x, pl.FP32)
                 total = pl.add(pl.col_sum(pl.mul(history, older)), pl.mul(now, current))
                 out = pl.cast(silu(rounded(total)), DTYPE, mode="rint")
-                pl.assemble(mixed, out, [first + j, c])
-                if TAPS > 2:
-                    history = pl.assemble(history, pl.slice(history, [TAPS - 2, CONV_TILE], [1, 0]), [0, 0])
-                history = pl.assemble(history, now, [TAPS - 2, 0])
-    return mixed
+                if c < 2 * q_width:
+                    factor = 1.0
+                    if c < q_width:
+                        factor = 1.0 * K_DIM
+                    for i in pl.unroll(CONV_TILE // K_DIM):
+                        x_head = pl.cast(pl.slice(out, [1, K_DIM], [0, i * K_DIM]), pl.FP32)
+                        pl.assemble(unit, l2_normalised(x_head, factor), [first + j, c + i * K_DIM])
+                else:
+                    pl.assemble(values, out, [first + j, c - 2 * q_width])
+                if SPAN > 1:
+                    if TAPS > 2:
+                        moved = pl.slice(history, [TAPS - 2, CONV_TILE], [1, 0])
+                        history = pl.assemble(history, moved, [0, 0])
+                    history = pl.assemble(history, now, [TAPS - 2, 0])
+    return unit, values
 
 
 # --------------------------------------------------------------------------------------------------
@@ -143,15 +164,32 @@ def gdn_conv(
 
 
 @pl.jit.inline
-def l2_normalised(x: pl.Tensor, factor: pl.Scalar[pl.FP32]):
-    """`x` [1, K] fp32 divided by sqrt(factor (sum of squares + L2_EPS))."""
-    square = pl.add(pl.row_sum(pl.mul(x, x)), L2_EPS)
-    return pl.row_expand_mul(x, pl.rsqrt(pl.mul(square, factor)))
+def first_states(
+    slot_mapping: pl.Tensor,
+    cu_q: pl.Tensor,
+    ctx: pl.Tensor,
+    kept: pl.Tensor,
+    state_slots: pl.Tensor,
+    starts: pl.Tensor,
+):
+    """`starts` [B, 3] = (slot of the state to start from, first row, live rows) of each sequence, slot -1 if
+    it is dead: a block of the recurrence asks for its state after one read."""
+    for s in pl.spmd(pl.tensor.dim(ctx, 0), name_hint="delta_starts"):
+        rows = rows_of(s, slot_mapping, cu_q, ctx)
+        slot = -1
+        if rows > 0:
+            last = pl.cast(pl.read(kept, [s]), pl.INDEX) - 1
+            slot = pl.cast(pl.read(state_slots, [s, last]), pl.INDEX)
+        pl.write(starts, [s, 0], pl.cast(slot, pl.INT32))
+        pl.write(starts, [s, 1], pl.read(cu_q, [s]))
+        pl.write(starts, [s, 2], pl.cast(rows, pl.INT32))
+    return starts
 
 
 @pl.jit.inline
 def delta_rule(
-    mixed: pl.Tensor,
+    unit: pl.Tensor,
+    values: pl.Tensor,
     decay: pl.Tensor,
     beta: pl.Tensor,
     slot_mapping: pl.Tensor,
@@ -164,41 +202,39 @@ def delta_rule(
 ):
     """The recurrence over the live rows of each sequence; `out` [T, V_HEADS V_DIM], live rows only.
 
-    With k and q of unit length, q also divided by sqrt(K_DIM), and S [K_DIM, V_DIM], all fp32:
+    With q and k of `unit`, v of `values` (see `gdn_conv`) and S [K_DIM, V_DIM], all in fp32:
     S = decay S;  u = beta (v - S^T k);  S = S + k u^T;  out = S^T q, rounded to the element type.
     A block owns V_TILE columns of one head's state.
     """
     tiles = V_DIM // V_TILE
-    k_column = K_HEADS * K_DIM
+    width = unit.shape[1]
+    columns = pl.reshape(unit, [pl.tensor.dim(unit, 0) * width, 1])
+    starts = pl.create_tensor([pl.tensor.dim(ctx, 0), 3], pl.INT32)
+    starts = first_states(slot_mapping, cu_q, ctx, kept, state_slots, starts)
     for item in pl.spmd(pl.tensor.dim(ctx, 0) * V_HEADS * tiles, name_hint="delta_rule"):
         s = item // (V_HEADS * tiles)
         head = item // tiles % V_HEADS
-        key = head // (V_HEADS // K_HEADS) * K_DIM
         value = item % tiles * V_TILE
-        rows = rows_of(s, slot_mapping, cu_q, ctx)
-        if rows > 0:
-            first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
-            last = pl.cast(pl.read(kept, [s]), pl.INDEX) - 1
-            slot = pl.cast(pl.read(state_slots, [s, last]), pl.INDEX)
+        slot = pl.cast(pl.read(starts, [s, 0]), pl.INDEX)
+        if slot >= 0:
             memory = pl.slice(state, [K_DIM, V_TILE], [(slot * V_HEADS + head) * K_DIM, value])
-            for j in pl.range(rows):
+            first = pl.cast(pl.read(starts, [s, 1]), pl.INDEX)
+            for j in pl.range(pl.cast(pl.read(starts, [s, 2]), pl.INDEX)):
                 t = first + j
-                q = pl.cast(pl.slice(mixed, [1, K_DIM], [t, key]), pl.FP32)
-                k = pl.cast(pl.slice(mixed, [1, K_DIM], [t, k_column + key]), pl.FP32)
-                v_column = 2 * k_column + head * V_DIM + value
-                v = pl.cast(pl.slice(mixed, [1, V_TILE], [t, v_column]), pl.FP32)
-                q_unit = pl.reshape(l2_normalised(q, K_DIM), [K_DIM, 1])
-                k_unit = pl.reshape(l2_normalised(k, 1.0), [K_DIM, 1])
+                next_slot = pl.cast(pl.read(state_slots, [s, j]), pl.INDEX)
+                strength = pl.read(beta, [t, head])
+                q_first = t * width + head // (V_HEADS // K_HEADS) * K_DIM
+                q = pl.slice(columns, [K_DIM, 1], [q_first, 0])
+                k = pl.slice(columns, [K_DIM, 1], [q_first + K_HEADS * K_DIM, 0])
+                v = pl.cast(pl.slice(values, [1, V_TILE], [t, head * V_DIM + value]), pl.FP32)
 
                 memory = pl.mul(memory, pl.read(decay, [t, head]))
-                recalled = pl.col_sum(pl.row_expand_mul(memory, k_unit))
-                update = pl.mul(pl.sub(v, recalled), pl.read(beta, [t, head]))
-                memory = pl.add(memory, pl.col_expand_mul(pl.row_expand(memory, k_unit), update))
-                read = pl.col_sum(pl.row_expand_mul(memory, q_unit))
+                recalled = pl.col_sum(pl.row_expand_mul(memory, k))
+                update = pl.mul(pl.sub(v, recalled), strength)
+                memory = pl.add(memory, pl.col_expand_mul(pl.row_expand(memory, k), update))
+                pl.assemble(state, memory, [(next_slot * V_HEADS + head) * K_DIM, value])
+                read = pl.col_sum(pl.row_expand_mul(memory, q))
                 pl.assemble(out, pl.cast(read, DTYPE, mode="rint"), [t, head * V_DIM + value])
-
-                slot_j = pl.cast(pl.read(state_slots, [s, j]), pl.INDEX)
-                pl.assemble(state, memory, [(slot_j * V_HEADS + head) * K_DIM, value])
     return out
 
 

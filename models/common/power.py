@@ -234,22 +234,25 @@ ATTENTION_REASONS = {
     **ROW_REASONS,
     "tiles = (rows + GREEDY_ROWS - 1) // GREEDY_ROWS": "a tile beyond the rows stores nothing",
     "if pl.read(ctx, [s]) > 0:": _ALIVE,
-    "if first < end:": _ALIVE,
-    "if pl.read(slot_mapping, [first]) >= 0:": _ALIVE,
+    "if first < end and slot >= 0:": _ALIVE,
+    "slot = pl.read(slot_mapping, [pl.min(first, pl.tensor.dim(slot_mapping, 0) - 1)])": _ALIVE,
     "run_pages = pages_per_run(slot_mapping, cu_q, ctx)": _SHARING,
     "pages = pages + pages_of(s, slot_mapping, cu_q, ctx)": _SHARING,
     "count = pl.min(rows_of(s, slot_mapping, cu_q, ctx), SPAN)": _SPAN,
-    "if j < SPAN and (SPAN > 1 or runs > 1):": _SPAN,
+    "if begin < end:": "a run without pages leaves a partial that nobody reads",
+    "elif j < SPAN and (SPAN > 1 or runs > 1):": _SPAN,
     "step = pl.minimum(pl.fillpad(earlier, pad_value=pl.PadValue.max), 1.0)": (
         "behind the last of SPAN rows there is no token to be hidden from it"
     ),
     "total = pl.full([GROUP_ROWS, 1], pl.FP32, 0.0)": _FIRST,
     "acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)": _FIRST,
-    "total = pl.set_validshape(pl.full([height, 1], pl.FP32, 0.0), GROUP, 1)": _FIRST,
-    "acc = pl.set_validshape(pl.full([height, HEAD_DIM], pl.FP32, 0.0), GROUP, HEAD_DIM)": _FIRST,
+    "total = pl.full([height, 1], pl.FP32, 0.0)": _FIRST,
+    "acc = pl.full([height, columns], pl.FP32, 0.0)": _FIRST,
     "q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])": _SPARE,
     "k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])": _SPARE,
-    "pages = (tokens + PAGE - 1) // PAGE": "the number of tokens bounds the last page as well",
+    "end = pl.min(begin + run_pages, (tokens + PAGE - 1) // PAGE)": (
+        "the number of tokens bounds the last page as well"
+    ),
     "row = (page * KV_HEADS + head) * PAGE + p % per_page * KV_TILE": "at this size a page is one tile",
 }
 """Why a fault on a source line of a full-attention layer can leave every result as it is."""
@@ -258,9 +261,14 @@ ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
     (
         "for t in pl.range(first, end):",
         "live = live + 1",
-        "pl.write(run_table, [r, 5], pl.cast(count, pl.INT32))",
-        "j = t - pl.cast(pl.read(cu_q, [seq]), pl.INDEX)",
-        "place = (r * KV_HEADS + head) * GROUP_ROWS + j * GROUP",
+        "pl.write(run_table, [i, 5], pl.cast(count, pl.INT32))",
+        "first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)",
+        "if pl.read(slot_mapping, [t]) >= 0 and first + live == t:",
+        "if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):",
+        "for s in pl.range(batch):",
+        "j = i - first",
+        "pl.write(row_table, [i, 2], pl.cast(j, pl.INT32))",
+        "row = head // GROUP * GROUP_ROWS + j * GROUP + head % GROUP",
     ),
     "a sequence has one row at most",
 )

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from models.common.config import DecoderConfig
 from pypto_models.errors import Diag, Span, UserError
 
 PARTS = ("source", "schedule")
@@ -71,6 +72,25 @@ def load_source(folder: Path, target: str, rows: int = HEIGHTS[0]) -> dict[str, 
                     path, f"{name} stands below rows: only", "give its value for every other height too"
                 )
     return common | by_rows.get(rows, {})
+
+
+def for_size(tiles: dict[str, int], config: DecoderConfig, published: DecoderConfig) -> dict[str, int]:
+    """What of the tiles of a published size holds for `config`: with the same heads, that of a KV page."""
+    if config.hidden == published.hidden:
+        return tiles
+    same = config.head_dim == published.head_dim and "KV_TILE" in tiles
+    return {"KV_TILE": min(tiles["KV_TILE"], config.page)} if same else {}
+
+
+def attention_choices(now: dict[str, Any]) -> dict[str, Any]:
+    """Values of the tiles of attention to choose from, around those of `now`, and the regions they decide."""
+    runs = now.get("TARGET_RUNS", 1)
+    return {
+        "regions": ["attention_runs", "attention", "attention_merge"],
+        "KV_TILE": [tile for tile in (16, 32, 64, 128) if now["PAGE"] % tile == 0],
+        "TARGET_RUNS": sorted({max(runs // 2, 1), runs, 2 * runs}),
+        "MERGE_RUNS": [8, 16],
+    }
 
 
 def _keys(data: Any) -> str:

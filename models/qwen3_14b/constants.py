@@ -20,8 +20,8 @@ def constants(
     """Names and values for `compile(constants=...)`.
 
     Args:
-        config: the model's sizes; the tiling file of `target` applies to the published size, other sizes run
-            with the blocks' defaults.
+        config: the model's sizes; of the tiling file of `target` all holds at the published size, and what
+            depends on the heads where these are the published ones; else the blocks' defaults do.
         target: name of the target, without the backend.
         rows: rows of a step, at most; by default one for each of `config.max_batch` sequences.
         span: rows of one sequence in a step, at most.
@@ -55,7 +55,7 @@ def constants(
     }
     if head_rows is not None:
         values["VOCAB_ROWS"] = head_rows
-    tiles = tiling.load_source(TILING, target, height) if c.hidden == FULL.hidden else {}
+    tiles = tiling.for_size(tiling.load_source(TILING, target, height), c, FULL)
     if head_rows is None:
         tiles = {name: v for name, v in tiles.items() if not name.startswith("HEAD_")}
     if c.dtype == "fp32":  # the files are written for bf16: half as many elements take the same bytes
@@ -85,6 +85,11 @@ def cli_arguments(target: str, given: dict[str, Any]) -> dict[str, Any]:
         "slot_mapping": [s * FULL.max_seq + tokens - 1 for s in range(batch)],
         "block_table": [[s * pages + p for p in range(pages)] for s in range(batch)],
     }
+
+
+def cli_tuning(target: str) -> dict[str, Any]:
+    """What `pypto-models tune` may choose: the tiles of attention."""
+    return {"attention": tiling.attention_choices(cli_constants(target))}
 
 
 def _padded(rows: int, height: int = TILE_HEIGHT) -> int:

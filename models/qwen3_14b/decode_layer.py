@@ -17,6 +17,7 @@ from models.common.projection import project_logits
 from models.common.sizes import DTYPE, HEAD_DIM, KV_HEADS, Q_HEADS
 from models.qwen3_14b.constants import cli_arguments as cli_arguments
 from models.qwen3_14b.constants import cli_constants as cli_constants
+from models.qwen3_14b.constants import cli_tuning as cli_tuning
 
 HIDDEN = 256
 INTERMEDIATE = 512

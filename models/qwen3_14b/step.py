@@ -9,6 +9,7 @@ from models.common.sizes import DTYPE, HEAD_DIM
 from models.qwen3_14b import weights
 from models.qwen3_14b.constants import cli_arguments as cli_arguments
 from models.qwen3_14b.constants import cli_constants as cli_constants
+from models.qwen3_14b.constants import cli_tuning as cli_tuning
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import (
     BATCH,

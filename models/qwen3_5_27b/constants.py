@@ -16,7 +16,7 @@ TILING = Path(__file__).parent / "tiling"
 TILE_HEIGHT = 8  # heads are padded to a multiple of it: a column of 8 fp32 is the least that aligns
 MATMUL_HEIGHT = 16  # query rows of a matmul are padded to a multiple of it
 GDN_TILES = {"V_TILE": 64, "CONV_TILE": 512}  # where no tiling file applies, and the names that only gdn has
-FULL_TILES = ("TARGET_RUNS", "KV_TILE")  # names in a tiling file that only the full layer has
+FULL_TILES = ("TARGET_RUNS", "KV_TILE", "MERGE_RUNS")  # names in a tiling file that only the full layer has
 
 
 def constants(
@@ -31,8 +31,8 @@ def constants(
     """Names and values for `compile(constants=...)`.
 
     Args:
-        config: the model's sizes; the tiling file of `target` applies to the published width, other sizes run
-            with the blocks' defaults.
+        config: the model's sizes; of the tiling file of `target` all holds at the published size, and what
+            depends on the heads where these are the published ones; else the blocks' defaults do.
         target: name of the target, without the backend.
         layer: the kind whose kernel is compiled, which refuses names that only the other kind has; None for
             the names of both.
@@ -59,7 +59,7 @@ def constants(
     }
     if head_rows is not None:
         values["VOCAB_ROWS"] = head_rows
-    tiles = tiling.load_source(TILING, target, height) if c.hidden == FULL.hidden else {}
+    tiles = tiling.for_size(tiling.load_source(TILING, target, height), c, FULL)
     if head_rows is None:
         tiles = {name: v for name, v in tiles.items() if not name.startswith("HEAD_")}
     if c.dtype == "fp32":  # the files are written for bf16: half as many elements take the same bytes
@@ -107,7 +107,7 @@ def _gdn(c: Config, span: int, tiles: dict[str, int]) -> dict[str, Any]:
         "CONV_DIM": c.conv_dim,
         "IN_WIDTH": c.in_width,
         "V_TILE": math.gcd(c.v_dim, tiles["V_TILE"]),
-        "CONV_TILE": math.gcd(c.conv_dim, tiles["CONV_TILE"]),
+        "CONV_TILE": math.gcd(c.k_width, c.v_width, tiles["CONV_TILE"]),
         "NORM_HEADS": next(n for n in (2 * TILE_HEIGHT, TILE_HEIGHT, 1) if c.v_heads % n == 0),
     }
 
@@ -139,6 +139,15 @@ def cli_arguments(target: str, given: dict[str, Any]) -> dict[str, Any]:
         "kept": 1,
         "state_slots": [[s] for s in range(batch)],
         "conv_slots": list(range(batch)),
+    }
+
+
+def cli_tuning(target: str) -> dict[str, Any]:
+    """What `pypto-models tune` may choose: the tiles of attention, and those of the gated delta net."""
+    return {
+        "attention": tiling.attention_choices(cli_constants(target)),
+        "gdn_conv": {"regions": ["gdn_conv"], "CONV_TILE": [128, 256, 512, 1024]},
+        "delta_rule": {"regions": ["delta_rule"], "V_TILE": [16, 32, 64, 128]},
     }
 
 

@@ -31,7 +31,8 @@ STATE_ROWS = pl.dynamic("STATE_ROWS")
 CONV_ROWS = pl.dynamic("CONV_ROWS")
 
 V_WIDTH = V_HEADS * V_DIM
-CONV_DIM = 2 * K_HEADS * K_DIM + V_WIDTH
+UNIT_WIDTH = 2 * K_HEADS * K_DIM
+CONV_DIM = UNIT_WIDTH + V_WIDTH
 IN_WIDTH = CONV_DIM + V_WIDTH + 2 * V_HEADS
 
 
@@ -66,14 +67,18 @@ def conv_block(
     kept: pl.Tensor[[BATCH], pl.INT32],
     conv_slots: pl.Tensor[[BATCH], pl.INT32],
     conv_state: pl.InOut[pl.Tensor[[CONV_ROWS, CONV_DIM], DTYPE]],
-    mixed: pl.InOut[pl.Tensor[[TOKENS, CONV_DIM], DTYPE]],
+    unit: pl.InOut[pl.Tensor[[TOKENS, UNIT_WIDTH], pl.FP32]],
+    values: pl.InOut[pl.Tensor[[TOKENS, V_WIDTH], DTYPE]],
 ):
-    mixed = gdn_conv(projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, mixed)
+    unit, values = gdn_conv(
+        projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, unit, values
+    )
 
 
 @pl.jit
 def delta_rule_block(
-    mixed: pl.Tensor[[TOKENS, CONV_DIM], DTYPE],
+    unit: pl.Tensor[[TOKENS, UNIT_WIDTH], pl.FP32],
+    values: pl.Tensor[[TOKENS, V_WIDTH], DTYPE],
     decay: pl.Tensor[[TOKENS, V_HEADS], pl.FP32],
     beta: pl.Tensor[[TOKENS, V_HEADS], pl.FP32],
     slot_mapping: pl.Tensor[[TOKENS], pl.INT32],
@@ -84,7 +89,7 @@ def delta_rule_block(
     state: pl.InOut[pl.Tensor[[STATE_ROWS, V_DIM], pl.FP32]],
     out: pl.InOut[pl.Tensor[[TOKENS, V_WIDTH], DTYPE]],
 ):
-    out = delta_rule(mixed, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
+    out = delta_rule(unit, values, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
 
 
 @pl.jit
@@ -121,14 +126,18 @@ def conv(v: Tensors, c: Config, p: Precision) -> None:
     for seq, own in eq.by_sequence(rows):
         window = reference.conv_window(qkv[own], seq, v, c, p)
         y = reference.convolve(window, v["conv_weight"], p)
-        v["mixed"][live[own]] = y.to(v["mixed"].dtype)
+        q, k = reference.unit_heads(y, c)
+        v["unit"][live[own]] = torch.cat([q.flatten(1), k.flatten(1)], dim=-1).to(v["unit"].dtype)
+        v["values"][live[own]] = y[:, 2 * c.k_width :].to(v["values"].dtype)
 
 
 def rule(v: Tensors, c: Config, p: Precision) -> None:
     """The recurrence over the rows of each sequence."""
     rows = eq.live_rows(v, c)
     states, out = v["state"].view(-1, c.v_heads, c.k_dim, c.v_dim), v["out"].view(-1, c.v_heads, c.v_dim)
-    q, k, value = reference.split_heads(p.up(v["mixed"]), c)
+    units = p.up(v["unit"]).view(-1, 2, c.k_heads, c.k_dim)
+    q, k = units.repeat_interleave(c.v_group, dim=2).unbind(1)
+    value = p.up(v["values"]).view(-1, c.v_heads, c.v_dim)
     for seq, own in eq.by_sequence(rows):
         slots = v["state_slots"][seq].tolist()
         state = p.up(states[slots[int(v["kept"][seq]) - 1]])
@@ -165,17 +174,20 @@ def gates_inputs(power: Power, c: Config, seed: int) -> Tensors:
 
 
 def conv_inputs(power: Power, c: Config, seed: int) -> Tensors:
-    """A step with its projected rows."""
-    tensors = step_with(power, c, seed, mixed=c.conv_dim)
-    shape = (len(tensors["hidden"]), c.in_width)
-    return tensors | {"projected": random(shape, torch.float32, 1000 * seed + 9)}
+    """A step with its projected rows; every other one as small as the epsilon of the unit length."""
+    tensors = step_with(power, c, seed, values=c.v_width)
+    rows, scale = len(tensors["hidden"]), QUIET if seed % 2 else 1.0
+    tensors["conv_state"] = tensors["conv_state"] * scale
+    tensors["unit"] = random((rows, 2 * c.k_width), torch.float32, 1000 * seed + 8)
+    return tensors | {"projected": scale * random((rows, c.in_width), torch.float32, 1000 * seed + 9)}
 
 
 def rule_inputs(power: Power, c: Config, seed: int) -> Tensors:
-    """A step with what the recurrence takes; the last rows as small as the epsilon of the unit length."""
-    tensors = step_with(power, c, seed, mixed=c.conv_dim, out=c.v_width)
+    """A step with what the recurrence takes."""
+    tensors = step_with(power, c, seed, values=c.v_width, out=c.v_width)
     rows = len(tensors["hidden"])
-    tensors["mixed"] = (tensors["mixed"] * torch.linspace(1.0, QUIET, rows)[:, None]).to(c.torch_dtype)
+    heads = random((rows, 2 * c.k_heads, c.k_dim), torch.float32, 1000 * seed + 9)
+    tensors["unit"] = reference.unit_length(heads).flatten(1)
     generator = torch.Generator().manual_seed(1000 * seed + 8)
     for name in ("decay", "beta"):
         tensors[name] = torch.rand(rows, c.v_heads, generator=generator)
@@ -197,7 +209,10 @@ def gdn_blocks(c: Config) -> list[Block]:
     return [
         Block(in_block, partial(project, "w_in"), projected, DENSE_RUNS),
         Block(gates_block, gates, gates_inputs, DENSE_RUNS, tolerance=3e-7),
-        Block(conv_block, conv, conv_inputs, len(STEPS), rows={"conv_state": conv_rows}),
+        Block(
+            conv_block, conv, conv_inputs, len(STEPS), rows={"conv_state": conv_rows},
+            derived=("unit",), differing=0.05,
+        ),  # fmt: skip
         Block(delta_rule_block, rule, rule_inputs, len(STEPS), rows={"state": state_rows}),
         Block(out_norm_block, out_norm, out_norm_inputs, len(STEPS)),
     ]

@@ -19,6 +19,7 @@ from models.common.rows import enter
 from models.common.sizes import DTYPE, K_DIM, K_HEADS, SPAN, TAPS, V_DIM, V_HEADS
 from models.qwen3_5_27b.constants import cli_arguments as cli_arguments
 from models.qwen3_5_27b.constants import cli_constants as cli_constants
+from models.qwen3_5_27b.constants import cli_tuning as cli_tuning
 
 HIDDEN = 256
 INTERMEDIATE = 512
@@ -73,13 +74,18 @@ def gdn_layer(
     # Scope 2: gates, convolution, delta rule, gated norm, output projection and its residual
     decay = pl.create_tensor([rows, V_HEADS], pl.FP32)
     beta = pl.create_tensor([rows, V_HEADS], pl.FP32)
-    mixed = pl.create_tensor([rows, conv_weight.shape[1]], DTYPE)
+    unit = pl.create_tensor([rows, 2 * K_HEADS * K_DIM], pl.FP32)
+    values = pl.create_tensor([rows, w_out.shape[1]], DTYPE)
     recalled = pl.create_tensor([rows, w_out.shape[1]], DTYPE)
     gated = pl.create_tensor([rows, w_out.shape[1]], DTYPE)
     middle = pl.create_tensor([rows, width], DTYPE)
     decay, beta = gdn_gates(projected, a_log, dt_bias, decay, beta)
-    mixed = gdn_conv(projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, mixed)
-    recalled = delta_rule(mixed, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, recalled)
+    unit, values = gdn_conv(
+        projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, unit, values
+    )
+    recalled = delta_rule(
+        unit, values, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, recalled
+    )
     gated = gdn_out_norm(recalled, projected, gdn_norm, slot_mapping, cu_q, ctx, gated)
     middle = project_out(gated, w_out, residual, middle)
 

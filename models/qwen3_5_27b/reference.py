@@ -116,17 +116,20 @@ def delta_rule(
     return (state * q[..., None]).sum(-2), state
 
 
+def unit_heads(y: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """q and k `[n, nk, dk]` of y `[n, conv_dim]`, of unit length, q over sqrt(dk)."""
+    q, k = (t.reshape(-1, config.k_heads, config.k_dim) for t in y.split(config.k_width, dim=-1)[:2])
+    return unit_length(q) / config.k_dim**0.5, unit_length(k)
+
+
 def split_heads(y: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """q and k `[n, nv, dk]`, of unit length, q over sqrt(dk), and v `[n, nv, dv]` of y `[n, conv_dim]`.
 
     Value head j takes the q and k of head j // v_group.
     """
-    c, n = config, y.shape[0]
-    q, k, v = y.split([c.k_width, c.k_width, c.v_width], dim=-1)
-    q = unit_length(q.reshape(n, c.k_heads, c.k_dim)) / c.k_dim**0.5
-    k = unit_length(k.reshape(n, c.k_heads, c.k_dim))
-    q, k = (t.repeat_interleave(c.v_group, dim=1) for t in (q, k))
-    return q, k, v.reshape(n, c.v_heads, c.v_dim)
+    c = config
+    q, k = (t.repeat_interleave(c.v_group, dim=1) for t in unit_heads(y, c))
+    return q, k, y[:, 2 * c.k_width :].reshape(-1, c.v_heads, c.v_dim)
 
 
 def gated_norm(o: Tensor, z: Tensor, weight: Tensor, eps: float, p: Precision) -> Tensor:

@@ -9,6 +9,7 @@ from models.common.sizes import DTYPE, HEAD_DIM, SPAN, TAPS, V_DIM, V_HEADS
 from models.qwen3_5_27b import weights
 from models.qwen3_5_27b.constants import cli_arguments as cli_arguments
 from models.qwen3_5_27b.constants import cli_constants as cli_constants
+from models.qwen3_5_27b.constants import cli_tuning as cli_tuning
 from models.qwen3_5_27b.constants import constants
 from models.qwen3_5_27b.full_layer import (
     BATCH,

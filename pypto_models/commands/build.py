@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ def add(commands: Any) -> None:
     )
     add_file_options(parser, compiles=True)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="the bundle's folder")
+    parser.add_argument(
+        "--timing", action="store_true", help="kernels also note when they run, in a further output `stamps`"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.set_defaults(run=run)
 
@@ -41,8 +46,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
             Diag.ARGUMENT, NOWHERE, name="--platform", why=f"the backend {backend.name} makes no bundles",
             fix="name a GPU, such as h200",
         )  # fmt: skip
+    asked = {"timing": True} if options.timing else {}
+    if unknown := asked.keys() - inspect.signature(backend.build).parameters.keys():
+        raise user_error(
+            Diag.ARGUMENT, NOWHERE, name=f"--{min(unknown)}",
+            why=f"the backend {backend.name} has no such option", fix="leave it out",
+        )  # fmt: skip
     _make(options.output)
-    program = _build(backend, compiled, Console(stderr=True))
+    program = _build(backend, compiled, Console(stderr=True), asked)
     program.save(options.output)
     seconds = time.perf_counter() - started
     if options.json:
@@ -71,7 +82,7 @@ def _make(folder: Path) -> None:
         ) from error  # fmt: skip
 
 
-def _build(backend: Bundles, compiled: Compiled, console: Console) -> Saved:
+def _build(backend: Bundles, compiled: Compiled, console: Console, asked: Mapping[str, Any]) -> Saved:
     """With a bar that counts the kernels that are compiled, where somebody looks."""
     columns = (
         TextColumn("compiling"),
@@ -84,7 +95,7 @@ def _build(backend: Bundles, compiled: Compiled, console: Console) -> Saved:
         def progress(done: int, total: int, label: str) -> None:
             bar.update(task, completed=done, total=total, description=label, visible=True)
 
-        return backend.bundle(compiled, progress)
+        return backend.bundle(compiled, progress, **asked)
 
 
 def table(title: str, kernels: tuple[KernelRow, ...]) -> Table:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import plot
-from ..check import KernelReport, check_kernel, schedule_overrides, unknown_overrides
-from ..compile import resolve_platform
+from ..check import KernelReport, check_kernel, unknown_overrides
+from ..compile import resolve_platform, schedule_overrides
 from ..errors import NOWHERE, Diag, Span, user_error
 from ..ir.nodes import Region
 from ..ir.rewrite import walk

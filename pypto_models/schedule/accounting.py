@@ -63,10 +63,11 @@ def stream_traffic(schedule: Schedule, cores: int, line_bytes: int = 128) -> Tra
     s = schedule.stream
     if s is None:
         raise ValueError(f"{schedule.region} is no stream")
-    each, more = divmod(s.all_granules, s.units)  # granules of a unit, and units with one more
+    quanta = -(-s.n // s.quantum)
+    each, more = divmod(quanta, s.units)  # quanta of a unit, and units with one more
     counts = [len(range(g, s.units, s.walkers)) for g in range(s.walkers)]
-    columns = [s.granule * (c * each + len(range(g, more, s.walkers))) for g, c in enumerate(counts)]
-    columns[(s.units - 1) % s.walkers] -= s.all_granules * s.granule - s.n
+    columns = [s.quantum * (c * each + len(range(g, more, s.walkers))) for g, c in enumerate(counts)]
+    columns[(s.units - 1) % s.walkers] -= quanta * s.quantum - s.n
     widths = [b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False)]
     unit = s.element_bytes * len(s.weights)
     by_cta = tuple(c * w * unit for c in columns for w in widths)

@@ -67,7 +67,7 @@ def _stream(schedule: Schedule, s: Stream) -> Iterator[str]:
         yield f"{s.warps_n} x {s.warps_k} warps are not {schedule.warps}"
     if s.walkers * s.slices != schedule.ctas:
         yield f"{s.walkers} walkers of {s.slices} slices are not {schedule.ctas} CTAs"
-    if s.columns % s.granule or s.columns < s.granule:
+    if s.columns % s.quantum or s.columns < 1:
         yield f"units of {s.columns} columns are not whole granules of {s.granule}"
     if s.walkers > s.units:
         yield f"{s.walkers} walkers have {s.units} units"

@@ -3,6 +3,7 @@
     schedule:
       down_proj: {slices: 4, warps_k: 4}
       attention: {warps: 8}
+      out_proj: {rows: 16, n: 5120, k: 5120, warps_k: 8}  # for a product of this size, and no other
 
 A region is named by its ``name_hint``, a key is one of those below; what is not named the planner chooses.
 """
@@ -10,7 +11,7 @@ A region is named by its ``name_hint``, a key is one of those below; what is not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -32,6 +33,12 @@ NUMBERS = {
     "ctas": "CTAs of the launch (forms items and blocks)",
     "cuts": "ring slots of a page (form items)",
 }
+SIZES = {
+    "rows": "rows of the batch's tile",
+    "n": "columns of the product",
+    "k": "elements of K",
+}
+"""Not fixed but asked for: the rest holds for a product of this size."""
 CHOICES = {
     "x": ("registers", "shared", "ring"),
     "owner": ("warp", "cta"),
@@ -40,7 +47,9 @@ CHOICES = {
     "batch": ("m", "n"),
 }
 FORMS = {
-    "stream": ("slices", "columns", "walkers", "warps_n", "warps_k", "step", "slot_cells", "slots", *CHOICES),
+    "stream": (
+        *SIZES, "slices", "columns", "walkers", "warps_n", "warps_k", "step", "slot_cells", "slots", *CHOICES
+    ),
     "items": ("warps", "ctas", "cuts", "slots"),
     "blocks": ("warps", "ctas"),
 }
@@ -61,6 +70,19 @@ class Override:
     def number(self, key: str) -> int | None:
         value = self.get(key)
         return value if isinstance(value, int) else None
+
+    @property
+    def sized(self) -> bool:
+        """Whether it holds for products of one size only."""
+        return any(key in SIZES for key, _ in self.values)
+
+    def at(self, rows: int, n: int, k: int) -> Override:
+        """What it fixes for a product of this size: nothing if it is for another."""
+        sizes = {"rows": rows, "n": n, "k": k}
+        values = dict(self.values)
+        if any(values.get(name, size) != size for name, size in sizes.items()):
+            return replace(self, values=())
+        return replace(self, values=tuple((key, v) for key, v in self.values if key not in SIZES))
 
     def error(self, why: str, fix: str) -> UserError:
         """A user error at the place of this override."""
@@ -125,15 +147,15 @@ def _entries(path: Path, node: yaml.Node, what: str) -> list[tuple[str, yaml.Nod
 
 
 def _value(key: str, value: object, file: str, line: int) -> Value:
-    if key in NUMBERS:
+    if key in NUMBERS or key in SIZES:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
-        raise bad(file, line, f"{key} is {value!r}", f"give a positive integer: {NUMBERS[key]}")
+        raise bad(file, line, f"{key} is {value!r}", f"give a positive integer: {(NUMBERS | SIZES)[key]}")
     if key in CHOICES:
         if isinstance(value, str) and value in CHOICES[key]:
             return value
         raise bad(file, line, f"{key} is {value!r}", f"one of {', '.join(CHOICES[key])}")
-    known = ", ".join(sorted((*NUMBERS, *CHOICES)))
+    known = ", ".join(sorted((*NUMBERS, *SIZES, *CHOICES)))
     raise bad(file, line, f"a schedule has no key {key!r}", f"known: {known}")
 
 

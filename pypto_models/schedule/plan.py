@@ -32,7 +32,9 @@ def plan(
     facts = contraction(domain)
     if isinstance(facts, Contraction):
         _check_keys(domain, override, "stream")
-        found = plan_stream(domain, facts, target, override, accepts or _anything)
+        line = domain.task.span.line
+        override = override.at(-(-facts.rows // 16) * 16, facts.n, facts.k)
+        found = plan_stream(domain.name, line, facts, target, override, accepts or _anything)
         if isinstance(found, Schedule):
             return found
         if override.values:

@@ -17,7 +17,8 @@ read it.  There are three forms:
 In the last two, CTA b of ``ctas`` takes the items b, b + ctas, b + 2 ctas, ... of the grid.
 
 Words: an *element* is one number of the streamed operand; a *line* is ``line_bytes`` (128) of global memory;
-a *granule* is the least number of weight rows that one MMA takes (8 if W is the n8 side).
+a *granule* is the number of weight rows that one MMA takes (8 if W is the n8 side); *quanta* are the runs of
+columns that are dealt out, granules or single columns.
 """
 
 from __future__ import annotations
@@ -116,11 +117,12 @@ class Stream:
     """The mapping of a contraction.  Extents are in elements, columns and rows unless named ``bytes``.
 
     **CTAs.**  CTA b owns K slice ``s = b % S`` and is walker ``g = b // S`` of ``walkers``.  It makes the
-    units ``g, g + walkers, ...`` below ``units``.  The granules of the output are dealt to the units in runs,
-    as evenly as can be, see :meth:`unit_columns`: a unit has ``columns`` columns of every accumulator, or one
-    granule less, the last one clipped to ``n``.  There are as many units as walkers, or more if that would
-    make them wider than ``columns``.  Slice s is the K range ``[cuts[s], cuts[s + 1])``; S = ``slices``.
-    There may be more CTAs than cores: they run in waves.
+    units ``g, g + walkers, ...`` below ``units``.  The columns of the output are dealt to the units in runs,
+    as evenly as can be, see :meth:`unit_columns`: where the ring belongs to the CTA one by one, else by whole
+    granules.  A unit has ``columns`` columns of every accumulator at most.  There are as many units as
+    walkers, or more if that would make them wider than ``columns``.  The last granule of a unit may have
+    less than ``granule`` columns.  Slice s is the K range ``[cuts[s], cuts[s + 1])``; S = ``slices``.  There
+    may be more CTAs than cores: they run in waves.
 
     **Warps.**  ``warps_n * warps_k`` of them: warp w has ``kw = w % warps_k`` and ``nw = w // warps_k``.  It
     takes the granules ``nw, nw + warps_n, ...`` of the unit, and the part ``kw`` of the slice, see
@@ -217,13 +219,18 @@ class Stream:
     @property
     def granules(self) -> int:
         """Of one unit, at most."""
-        return self.columns // self.granule
+        return -(-self.columns // self.granule)
+
+    @property
+    def quantum(self) -> int:
+        """Columns are dealt to units in multiples of it."""
+        return 1 if self.owner == "cta" and self.major == "k" else self.granule
 
     def unit_columns(self, u: int) -> tuple[int, int]:
         """The first column of unit ``u`` and the one behind its last."""
-        each, more = divmod(self.all_granules, self.units)
+        each, more = divmod(-(-self.n // self.quantum), self.units)
         first = u * each + min(u, more)
-        return first * self.granule, min((first + each + (u < more)) * self.granule, self.n)
+        return first * self.quantum, min((first + each + (u < more)) * self.quantum, self.n)
 
     @property
     def cell_bytes(self) -> int:

@@ -27,7 +27,6 @@ from ..target import Gpu, Target
 from .accounting import Traffic, stream_traffic
 from .check import gpu_of, problems
 from .contraction import Contraction
-from .domain import RegionDomain
 from .overrides import Override
 from .record import Across, Finish, Part, Place, Registers, Ring, Schedule, Stream, Workspace
 
@@ -40,7 +39,7 @@ EPILOGUE_VALUES = 2  # tiles of 8 columns beside the accumulators that an elemen
 BANK_BYTES = 128  # of shared memory in a cycle
 UNEVEN_WEIGHT = 0.05  # of a warp that has more lines than others: they wait for it after each unit
 MOST_SLOTS = 8  # of a CTA's ring: the code that fills them first grows with them
-PASSES = 12  # waves of CTAs, at most
+PASSES = (*range(1, 13), 16, 20, 24, 32, 48, 64)  # waves of CTAs
 SHORT_RING = 0.1  # of the bandwidth lost where nothing stays in flight; half of it at half of enough
 LINE_CYCLES = 22  # of a warp, for a line of one granule, that nothing hides: fitted to the figures above
 
@@ -51,9 +50,10 @@ Accepts = Callable[[Schedule], str | None]
 
 @dataclass(frozen=True)
 class Problem:
-    """A contraction on a target."""
+    """A contraction on a target: of ``region``, which begins at ``source_line``."""
 
-    domain: RegionDomain
+    region: str
+    source_line: int
     facts: Contraction
     target: Target
     gpu: Gpu
@@ -78,10 +78,10 @@ class Problem:
 
 
 def plan_stream(
-    domain: RegionDomain, facts: Contraction, target: Target, given: Override, accepts: Accepts
+    region: str, line: int, facts: Contraction, target: Target, given: Override, accepts: Accepts
 ) -> Schedule | str:
     """The best legal schedule under the override, or what is wrong with the first if that leaves none."""
-    p = Problem(domain, facts, target, gpu_of(target))
+    p = Problem(region, line, facts, target, gpu_of(target))
     refused = ""
     for rank in (one_ring(p, given), candidates(p, given)):
         best = None
@@ -97,6 +97,22 @@ def plan_stream(
     return refused or "no walk of units over CTAs fits it"
 
 
+def ranking(
+    region: str, line: int, facts: Contraction, target: Target, given: Override
+) -> tuple[Schedule, ...]:
+    """All legal schedules with one ring of the CTA, the best estimate first."""
+    p = Problem(region, line, facts, target, gpu_of(target))
+    legal = (s for s in one_ring(p, given) if not problems(s, target))
+    return tuple(sorted(legal, key=lambda s: s.estimate_s))
+
+
+def refusal(region: str, line: int, facts: Contraction, target: Target, given: Override) -> str:
+    """Why :func:`ranking` is empty: what is wrong with the first schedule that was tried."""
+    p = Problem(region, line, facts, target, gpu_of(target))
+    wrong = (x for s in one_ring(p, given) for x in problems(s, target))
+    return next(wrong, "whole K steps of one ring of the CTA, with x in it, do not stream it")
+
+
 def one_ring(p: Problem, given: Override) -> Iterator[Schedule]:
     """One ring of the CTA for whole K; the columns of a CTA are one unit, in as many waves as they need."""
     wanted: dict[str, object] = {"owner": "cta", "x": "ring", "slices": 1, "batch": "m"}
@@ -110,9 +126,9 @@ def one_ring(p: Problem, given: Override) -> Iterator[Schedule]:
         if not whole or p.facts.k % (given.number("step") or p.line * warps_k):
             continue
         seen = set()
-        for passes in range(1, PASSES + 1):
+        for passes in PASSES:
             walkers = min(given.number("walkers") or p.target.cores * passes, granules)
-            columns = given.number("columns") or granule * -(-granules // walkers)
+            columns = given.number("columns") or -(-p.facts.n // walkers)
             if (walkers, columns) not in seen:
                 seen.add((walkers, columns))
                 cuts = (0, p.facts.k)
@@ -213,7 +229,7 @@ def _schedule(
     space = {"none": None, "workspace": Workspace((slices, s.accumulators, rows, f.n), False),
              "red": Workspace((s.accumulators, rows, f.n), True)}[across]  # fmt: skip
     schedule = Schedule(
-        region=p.domain.name, line=p.domain.task.span.line, target=p.target.name, form="stream", grid=s.units,
+        region=p.region, line=p.source_line, target=p.target.name, form="stream", grid=s.units,
         ctas=walkers * slices, warps=warps, registers=registers, shared=shared, ring=ring, stream=s,
         workspace=space,
         prefetch=tuple(dict.fromkeys(w.tensor for w in f.weights if w.tensor in f.read_only)),

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from backends.cute.cache import FOLDER_VARIABLE
+from backends.cute.cubin import Resources
 from backends.cute.manifest import read_bundle
 from pypto_models import cli
+from tests.backends.cute.support import CountingCompiler
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOFTMAX = str(EXAMPLES / "softmax.py")
@@ -51,6 +53,31 @@ def test_emit_takes_constants(capsys: pytest.CaptureFixture[str]) -> None:
 def test_mistakes(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cutlass") is None, reason="CUTLASS is not installed")
+def test_build_for_timing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr("backends.cute.compiler.compile_source", CountingCompiler())
+    monkeypatch.setattr("backends.cute.bundle.resources", lambda cubin: Resources(32, 0))
+    for folder, options in (("plain", []), ("timed", ["--timing"])):
+        given = ["build", SOFTMAX, "-p", "h200", "-o", str(tmp_path / folder), *options]
+        assert cli.main(given) == 0
+    capsys.readouterr()
+    plain, timed = (read_bundle(tmp_path / folder)[0] for folder in ("plain", "timed"))
+    assert timed.parameters[:-1] == plain.parameters
+    assert (timed.parameters[-1].name, timed.parameters[-1].dtype) == ("stamps", "int64")
+    assert timed.parameters[-1].shape == ("1", "8192", "4")
+
+
+def test_a_backend_without_timing_builds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.cute.CuteBackend.build", lambda self, compiled, *, bundle=None: None)
+    assert cli.main(["build", SOFTMAX, "-p", "h200", "-o", str(tmp_path), "--timing"]) == 2
+    assert "argument '--timing': the backend cute has no such option" in capsys.readouterr().err
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

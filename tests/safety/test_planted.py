@@ -29,7 +29,7 @@ from pypto_models.ir.rewrite import walk
 from pypto_models.ops.registry import Effect, OpDef
 from pypto_models.passes.affine import definitions
 from tests.models.checks import errors, evaluate
-from tests.models.common.gdn_step import Layout, gates, make, recur
+from tests.models.common.gdn_step import Layout, gates, make, recur, units
 from tests.models.mutate import drop_store, mutated
 from tests.models.qwen3_5_27b.oracle import oracle
 from tests.safety.planting import planted
@@ -38,7 +38,8 @@ HEADER = """
 T, B, B1, S = (pl.dynamic(n) for n in ("T", "B", "B1", "S"))
 from models.common.sizes import SPAN
 V_WIDTH = V_HEADS * V_DIM
-CONV_DIM = 2 * K_HEADS * K_DIM + V_WIDTH
+UNIT_WIDTH = 2 * K_HEADS * K_DIM
+CONV_DIM = UNIT_WIDTH + V_WIDTH
 IN_WIDTH = CONV_DIM + V_WIDTH + 2 * V_HEADS
 """
 
@@ -133,7 +134,8 @@ def test_a_norm_that_kernel_and_reference_have_wrong_alike(monkeypatch: pytest.M
 RULE = f"""{HEADER}
 @pl.jit
 def rule(
-    mixed: pl.Tensor[[T, CONV_DIM], DTYPE],
+    unit: pl.Tensor[[T, UNIT_WIDTH], pl.FP32],
+    values: pl.Tensor[[T, V_WIDTH], DTYPE],
     decay: pl.Tensor[[T, V_HEADS], pl.FP32],
     beta: pl.Tensor[[T, V_HEADS], pl.FP32],
     slot_mapping: pl.Tensor[[T], pl.INT32],
@@ -144,7 +146,7 @@ def rule(
     state: pl.InOut[pl.Tensor[[S, V_DIM], pl.FP32]],
     out: pl.InOut[pl.Tensor[[T, V_WIDTH], DTYPE]],
 ):
-    out = delta_rule(mixed, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
+    out = delta_rule(unit, values, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
 """
 
 TRANSPOSED = (
@@ -154,16 +156,16 @@ TRANSPOSED = (
         "[(slot * V_HEADS + head) * K_DIM, value]), 0, 1)",
     ),
     (
-        "pl.assemble(state, memory, [(slot_j * V_HEADS + head) * K_DIM, value])",
-        "pl.assemble(state, pl.transpose(memory, 0, 1), [(slot_j * V_HEADS + head) * K_DIM, value])",
+        "pl.assemble(state, memory, [(next_slot * V_HEADS + head) * K_DIM, value])",
+        "pl.assemble(state, pl.transpose(memory, 0, 1), [(next_slot * V_HEADS + head) * K_DIM, value])",
     ),
 )
 
 
 def rule_program(folder: Path, config: Config, *changes: tuple[str, str]) -> Program:
     kernel = planted(delta_net, folder, *changes, entry=RULE).rule
-    sizes = widths(config) | {"V_TILE": config.v_dim}
-    del sizes["IN_WIDTH"]
+    sizes = widths(config) | {"UNIT_WIDTH": 2 * config.k_width, "V_TILE": config.v_dim}
+    del sizes["CONV_DIM"], sizes["IN_WIDTH"]
     return compile(kernel, constants=sizes)
 
 
@@ -176,15 +178,16 @@ def worst_output(program: Program, config: Config) -> float:
     worst = 0.0
     for step in range(3):
         g = torch.Generator().manual_seed(step)
-        tensors["mixed"] = torch.randn(3, config.conv_dim, generator=g)
+        heads = torch.randn(2, 3, config.k_heads, config.k_dim, generator=g)
+        tensors["unit"] = torch.cat(units(*heads), 1).flatten(1)
+        tensors["values"] = torch.randn(3, config.v_width, generator=g)
         tensors["decay"] = 1 - 0.2 * torch.rand(3, config.v_heads, generator=g)
         tensors["beta"] = torch.rand(3, config.v_heads, generator=g)
         tensors["out"] = torch.full((3, config.v_width), torch.nan)
         program(*(tensors[p.name] for p in program.params))
-        sections = [config.k_width, config.k_width, config.v_width]
         for t in range(3):
-            q, k, v = tensors["mixed"][t].double().split(sections)
-            q, k, v = q.view(config.k_heads, -1), k.view(config.k_heads, -1), v.view(config.v_heads, -1)
+            q, k = tensors["unit"][t].double().view(2, config.k_heads, -1)
+            v = tensors["values"][t].double().view(config.v_heads, -1)
             decay, beta = tensors["decay"][t].double(), tensors["beta"][t].double()
             state[t], out = recur(state[t], q, k, v, decay, beta)
             worst = max(worst, float((tensors["out"][t] - out.flatten()).abs().nan_to_num(torch.inf).max()))

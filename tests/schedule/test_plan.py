@@ -345,7 +345,7 @@ def test_the_batch_on_the_other_side() -> None:
     [
         ({"slots": 1}, "product has no legal schedule: a ring needs two slots"),
         ({"slots": 4000}, "bytes of shared memory, and a block has 232448"),
-        ({"columns": 12}, "are not whole granules of 8"),
+        ({"columns": 12, "owner": "warp"}, "are not whole granules of 8"),
         ({"warps_k": 64}, "it has 2048 threads"),
         ({"slices": 99}, "no walk of units over CTAs fits it"),
         ({"warps": 4}, "product has the form stream, which has no key 'warps'"),

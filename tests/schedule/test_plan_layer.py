@@ -71,9 +71,7 @@ def test_balance_and_traffic(target: str, region: str) -> None:
     assert t.whole_lines
     assert t.by_cta == bytes_by_cta(s), "the accounting is that of the cells"
     assert t.total == sum(rows * size for rows, size in weight_shapes(target, s).values())
-    granules = -(-s.stream.n // s.stream.granule) if s.stream is not None else 0
-    even = -(-granules // cores) * cores / granules  # whole granules cannot be dealt better
-    assert t.imbalance <= max(BALANCE, even + 1e-9)
+    assert t.imbalance <= BALANCE
     assert t.busiest / (t.total / cores) == t.imbalance, "an idle core counts"
     # x: what a CTA needs of it, at most once per warp column; never as much as the weights
     assert s.stream is not None
@@ -133,7 +131,7 @@ def test_what_does_not_fit_one_wave_runs_in_several() -> None:
     s = schedules("gb10")["gate_up_silu"]
     assert s.stream is not None and s.ctas == s.stream.units == s.stream.walkers == 5 * 48
     columns = [b - a for a, b in map(s.stream.unit_columns, range(s.stream.units))]
-    assert sum(columns) == 17408 and set(columns) == {72, 80}
+    assert sum(columns) == 17408 and set(columns) == {72, 73}
     assert stream_traffic(s, 48).imbalance <= BALANCE
 
 

@@ -38,8 +38,12 @@ class Stream:
 
     * ``weight_row(env, a, column) -> (row, live)``: the weight row of accumulator ``a`` for a column of the
       result, and whether it exists.
-    * ``finish(env, first, count, rows, m, g, t, total)``: the epilogue on ``total[v, a]``, v = 0..3: row
-      16 m + g + 8 (v // 2), column ``first`` + 2 t + v % 2, of which ``count`` exist.
+    * ``finish(env, first, count, rows, m, g, t, total, sums)``: the epilogue on ``total[v, a]``, v = 0..3:
+      row 16 m + g + 8 (v // 2), column ``first`` + 2 t + v % 2, of which ``count`` exist.
+
+    A norm of the batch rows (row_statistic.py) may be part of it: ``scale(env, total)`` gives the scales of a
+    row from its sum, and ``operand(env, x_element, x_column, scales)`` the element that the product takes.
+    In front of a norm, ``finish`` adds to ``sums[2 m + v // 2]`` what an element contributes.
     """
 
     k: int
@@ -55,6 +59,10 @@ class Stream:
     m_tiles: int  # rows of the batch / 16
     weight_row: Callable[..., Any]
     finish: Callable[..., Any]
+    parts: int = 0  # partial sums of a row, left by the CTAs of the producer
+    scales: int = 0
+    scale: Any = None
+    operand: Any = None
 
     @property
     def units_per_cta(self) -> int:
@@ -79,8 +87,21 @@ class Stream:
         return max(ring, self.warps_k * self.m_tiles * self.tiles * 256)
 
     @cute.jit
-    def run(self, x: cute.Pointer, w: cute.Pointer, rows: Int32, env: Any, stamps: Any = None):
-        """``stamps``: where a timing build notes when things happen."""
+    def run(
+        self,
+        x: cute.Pointer,
+        w: cute.Pointer,
+        rows: Int32,
+        env: Any,
+        stamps: Any = None,
+        sums_from: Any = None,
+        x_columns: Any = None,
+        sums_to: Any = None,
+    ):
+        """``sums_from`` and ``sums_to`` are partial sums `[rows, CTAs]` of the norms before and behind the
+        product, ``x_columns`` what the first has for each column; ``stamps``: where a timing build notes when
+        things happen.
+        """
         tid, _, _ = cute.arch.thread_idx()
         cta, _, _ = cute.arch.block_idx()
         self.stamp(stamps, cta, 0)
@@ -97,6 +118,18 @@ class Stream:
         w_stage = self.tiles * UNIT * self.chunk
         x_stage = self.m_tiles * M * self.chunk
         x_ring = ring + self.stages * w_stage
+        # What the norm has for a column rides beside the weights; its elements count as `width` of bf16 each
+        kind = type_of(x_columns)
+        width = width_of(x_columns)
+        c_stage = self.chunk * width
+        c_from, c_ring = x, ring
+        if cutlass.const_expr(width > 0):
+            c_from = cute.recast_ptr(x_columns, dtype=BFloat16)
+            c_ring = smem.allocate_tensor(BFloat16, cute.make_layout(self.stages * c_stage), 128).iterator
+        row_scales = cute.recast_ptr(ring, dtype=Float32)
+        if cutlass.const_expr(self.operand is not None):
+            held = cute.make_layout(self.scales * self.m_tiles * M)
+            row_scales = smem.allocate_tensor(Float32, held, 128).iterator
         vector = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), BFloat16, num_bits_per_copy=128)
         fill = cute.make_copy_atom(
             cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL),
@@ -155,9 +188,25 @@ class Stream:
                             piece_of(w, w_from[i] + d * self.chunk),
                             piece_of(ring, w_to[i] + d * w_stage),
                         )
+                for i in cutlass.range_constexpr(-(-c_stage // (8 * self.threads))):
+                    at = (tid + i * self.threads) * 8
+                    if at < c_stage:
+                        at = at + d * c_stage
+                        cute.copy(fill, piece_of(c_from, at), piece_of(c_ring, at))
             cute.arch.cp_async_commit_group()
         cute.arch.griddepcontrol_wait()
         self.stamp(stamps, cta, 1)
+        per_warp = -(-self.m_tiles * M // self.warps)
+        per_lane = max(1, -(-self.parts // 32))
+        partial = cute.make_rmem_tensor(cute.make_layout((per_lane, per_warp)), Float32)
+        if cutlass.const_expr(self.operand is not None):
+            partial.fill(0.0)
+            for r in cutlass.range_constexpr(per_warp):
+                for p in cutlass.range_constexpr(per_lane):
+                    row = warp + r * self.warps
+                    from_cta = lane + p * 32
+                    if (from_cta < self.parts) & (row < self.m_tiles * M):
+                        partial[p, r] = block.element(sums_from, row * self.parts + from_cta)[0]
         for d in cutlass.range_constexpr(self.stages - 1):
             if cutlass.const_expr(d < steps):
                 for i in cutlass.range_constexpr(x_count):
@@ -167,6 +216,18 @@ class Stream:
                             piece_of(x, x_from[i] + d * self.chunk),
                             piece_of(x_ring, x_to[i] + d * x_stage),
                         )
+        if cutlass.const_expr(self.operand is not None):
+            for r in cutlass.range_constexpr(per_warp):
+                sum_of_row = Float32(0.0)
+                for p in cutlass.range_constexpr(per_lane):
+                    sum_of_row = sum_of_row + partial[p, r]
+                scales = self.scale(env, block.warp_sum(sum_of_row))
+                row = warp + r * self.warps
+                there = cute.make_tensor(row_scales + row * self.scales, cute.make_layout(self.scales))
+                if (lane == 0) & (row < self.m_tiles * M):
+                    for i in cutlass.range_constexpr(self.scales):
+                        there[i] = scales[i]
+            cute.arch.sync_threads()
 
         # --- K loop
         warp_n = warp % self.warps_n
@@ -186,6 +247,15 @@ class Stream:
             x_mma.iterator, cute.make_layout(((2, 2, 2), 1, 4, self.m_tiles), stride=((1, 2, 4), 0, 8, 32))
         )
         frag_w = cute.make_tensor(w_raw.iterator, cute.make_layout(((2, 2), 1, 4), stride=((1, 2), 0, 4)))
+        # The rows of a thread's fragments: element, row half, piece
+        columns_raw = cute.make_rmem_tensor(cute.make_layout((8 * max(width, 1), 2)), BFloat16)
+        own_scales = cute.make_rmem_tensor(cute.make_layout((max(self.scales, 1), 2, self.m_tiles)), Float32)
+        if cutlass.const_expr(self.operand is not None):
+            for m in cutlass.range_constexpr(self.m_tiles):
+                for half in cutlass.range_constexpr(2):
+                    for i in cutlass.range_constexpr(self.scales):
+                        row = m * M + g + 8 * half
+                        own_scales[i, half, m] = block.element(row_scales, row * self.scales + i)[0]
         slot = Int32(0)
         for step in cutlass.range(steps, unroll=1):
             cute.arch.cp_async_wait_group(self.stages - 2)
@@ -208,6 +278,11 @@ class Stream:
                         cute.copy(
                             fill, piece_of(x, x_from[i] + skip), piece_of(x_ring, x_to[i] + into * x_stage)
                         )
+                for i in cutlass.range_constexpr(-(-c_stage // (8 * self.threads))):
+                    at = (tid + i * self.threads) * 8
+                    if at < c_stage:
+                        columns = piece_of(c_from, at + Int64(ahead) * c_stage)
+                        cute.copy(fill, columns, piece_of(c_ring, at + into * c_stage))
             cute.arch.cp_async_commit_group()
             for line in cutlass.range_constexpr(self.chunk // STEP // self.warps_k):
                 column = (warp_k + line * self.warps_k) * STEP
@@ -217,6 +292,9 @@ class Stream:
                             row = m * M + g + 8 * half
                             at = slot * x_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
                             cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
+                    if cutlass.const_expr(self.operand is not None):
+                        here = slot * c_stage + column * width
+                        self.apply(env, x_raw, c_ring + here, width, kind, columns_raw, own_scales, m, t)
                     for j in cutlass.range_constexpr(2):
                         for i in cutlass.range_constexpr(2):
                             for q in cutlass.range_constexpr(2):
@@ -256,6 +334,8 @@ class Stream:
                         parts[v, lane, tile, m, warp_k] = acc[v, 0, 0, n, m]
         cute.arch.sync_threads()
         total = cute.make_rmem_tensor(cute.make_layout((4, self.accumulators)), Float32)
+        sums = cute.make_rmem_tensor(cute.make_layout(2 * self.m_tiles), Float32)
+        sums.fill(0.0)
         for n in cutlass.range_constexpr(-(-self.units_per_cta // self.warps)):
             unit = warp + n * self.warps
             if unit * UNIT < count:
@@ -267,8 +347,60 @@ class Stream:
                                 value = value + parts[v, lane, unit * self.accumulators + a, m, part]
                             total[v, a] = value
                     at = unit * UNIT
-                    self.finish(env, first + at, count - at, rows, m, g, t, total)
+                    self.finish(env, first + at, count - at, rows, m, g, t, total, sums)
+        if cutlass.const_expr(sums_to is not None):
+            self.leave_sums(sums, cute.recast_ptr(ring, dtype=Float32), sums_to, cta)
         self.stamp(stamps, cta, 3)
+
+    @cute.jit
+    def apply(
+        self,
+        env: Any,
+        x_raw: cute.Tensor,
+        columns: cute.Pointer,
+        width: cutlass.Constexpr,
+        kind: cutlass.Constexpr,
+        columns_raw: cute.Tensor,
+        scales: cute.Tensor,
+        m: cutlass.Constexpr,
+        t: Int32,
+    ):
+        """The norm on one line of a thread's fragments."""
+        vector = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), BFloat16, num_bits_per_copy=128)
+        for j in cutlass.range_constexpr(2):
+            for i in cutlass.range_constexpr(width):
+                there = cute.make_tensor(columns_raw.iterator + (j * width + i) * 8, cute.make_layout(8))
+                cute.copy(vector, piece_of(columns, (4 * j + t) * 8 * width + i * 8), there)
+        x_column = cute.recast_tensor(columns_raw, kind)
+        for j in cutlass.range_constexpr(2):
+            for half in cutlass.range_constexpr(2):
+                for e in cutlass.range_constexpr(8):
+                    own = scales[None, half, m]
+                    x_raw[e, half, j] = self.operand(env, x_raw[e, half, j], x_column[e, j], own)
+
+    @cute.jit
+    def leave_sums(self, sums: cute.Tensor, shared: cute.Pointer, to: cute.Pointer, cta: Int32):
+        """The CTA's part of the sum of each row: over a row's lanes, then over the warps, in fixed order."""
+        tid, _, _ = cute.arch.thread_idx()
+        lane = tid % 32
+        warp = tid // 32
+        height = M * self.m_tiles
+        cute.arch.sync_threads()
+        for i in cutlass.range_constexpr(2 * self.m_tiles):
+            value = sums[i]
+            for distance in cutlass.range_constexpr(1, 3):
+                value = value + cute.arch.shuffle_sync_bfly(value, distance)
+            there = block.element(shared, warp * height + M * (i // 2) + 8 * (i % 2) + lane // 4)
+            if lane % 4 == 0:
+                there[0] = value
+        cute.arch.sync_threads()
+        row = tid % height
+        whole = Float32(0.0)
+        for n in cutlass.range_constexpr(self.warps):
+            whole = whole + block.element(shared, n * height + row)[0]
+        there = block.element(to, row * self.ctas + cta)
+        if tid < height:
+            there[0] = whole
 
     def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
         if stamps is not None:
@@ -278,3 +410,12 @@ class Stream:
 def piece_of(pointer: cute.Pointer, at: Any) -> cute.Tensor:
     """The 16 bytes at element ``at``."""
     return cute.make_tensor((pointer + at).align(16), cute.make_layout(8))
+
+
+def width_of(pointer: cute.Pointer | None) -> int:
+    """How many elements of bf16 an element takes; 0 if there are none."""
+    return 0 if pointer is None else pointer.dtype.width // 16
+
+
+def type_of(pointer: cute.Pointer | None) -> Any:
+    return BFloat16 if pointer is None else pointer.dtype

@@ -48,6 +48,14 @@ def two_regions(
 
 
 @pl.jit
+def shifted(x: pl.InOut[pl.Tensor[[33, WIDTH], pl.FP32]]):
+    """Rows 0 to 31 one row down, in place: threads write what others read."""
+    with pl.at(level=pl.Level.CORE_GROUP, name_hint="shifted"):
+        tile = pl.slice(x, [32, WIDTH], [0, 0])
+        pl.assemble(x, tile, [1, 0])
+
+
+@pl.jit
 def project(
     x: pl.Tensor[[16, 512], pl.BF16],
     weight: pl.Tensor[[256, 512], pl.BF16],

@@ -15,7 +15,7 @@ from pypto_models.compile import compile as compile_program
 from pypto_models.compile import platforms, resolve_platform
 from pypto_models.errors import UserError
 
-from .support import module_of, project, twice
+from .support import module_of, project, shifted, twice
 
 
 @pytest.mark.parametrize("platform", ["h200", "h200cute", "h200:cute", "gb10"])
@@ -84,3 +84,10 @@ def test_emitting_is_deterministic_and_needs_no_compiler() -> None:
         for seed in ("1", "2")
     ]
     assert runs[0] == runs[1] and "stream.Stream(" in runs[0]
+
+
+def test_a_barrier_stands_between_reads_and_writes_of_one_tensor() -> None:
+    (kernel,) = module_of(shifted).kernels
+    read, write = kernel.text.index("block.load_run("), kernel.text.index("block.store_run(")
+    assert read < kernel.text.index("cute.arch.sync_threads()") < write
+    assert "sync_threads" not in module_of(twice).kernels[0].text

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pypto_models.language as pl
 from backends.cute.text import Text
 
-from .support import needs_cutlass
+from .support import module_of, needs_cutlass
 
 
 @needs_cutlass
@@ -30,3 +31,17 @@ def test_names_are_unique_and_no_words_of_the_language() -> None:
     names = [text.unique(n) for n in ("x", "x", "x_2", "for", "2d", "Int32", "a b", "step", "step", "step_2")]
     assert len(set(names)) == len(names)
     assert all(n.isidentifier() for n in names) and "for" not in names and "Int32" not in names
+
+
+@pl.jit
+def odd_names(x: pl.Tensor[[16, 64], pl.FP32], y: pl.Out[pl.Tensor[[16, 64], pl.FP32]]):
+    for b in pl.spmd(16, name_hint="block"):
+        pl.assemble(y, pl.neg(pl.slice(x, [1, 64], [b, 0])), [b, 0])
+    for b in pl.spmd(16, name_hint="cutlass"):
+        pl.assemble(y, pl.neg(pl.slice(y, [1, 64], [b, 0])), [b, 0])
+    for b in pl.spmd(16, name_hint="y"):
+        pl.assemble(y, pl.neg(pl.slice(y, [1, 64], [b, 0])), [b, 0])
+
+
+def test_a_region_may_have_the_name_of_a_module_or_of_a_tensor() -> None:
+    assert [k.name for k in module_of(odd_names).kernels] == ["block_2", "cutlass_2", "y_2"]

@@ -160,13 +160,17 @@ def convolve(window: Tensor, weight: Tensor, rnd: Rounding = exactly) -> Tensor:
     return rnd(silu(rnd((window * weight).sum(0))))
 
 
+def units(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k `[..., k]` of unit length, q also over the root of its size."""
+    q = q / (q.square().sum(-1, keepdim=True) + 1e-6).sqrt() / q.shape[-1] ** 0.5
+    return q, k / (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()
+
+
 def recur(
     state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, beta: Tensor, rnd: Rounding = exactly
 ) -> tuple[Tensor, Tensor]:
-    """One token of all value heads: state `[heads, k, v]`, q and k `[key heads, k]`, v `[heads, v]`."""
+    """One token of all value heads: state `[heads, k, v]`, v `[heads, v]`, and `units` `[key heads, k]`."""
     share = v.shape[0] // q.shape[0]
-    q = q / (q.square().sum(-1, keepdim=True) + 1e-6).sqrt() / q.shape[-1] ** 0.5
-    k = k / (k.square().sum(-1, keepdim=True) + 1e-6).sqrt()
     q, k = q.repeat_interleave(share, 0), k.repeat_interleave(share, 0)
     state = state * decay[:, None, None]
     delta = beta[:, None] * (v - torch.einsum("hkv,hk->hv", state, k))
@@ -215,7 +219,8 @@ def mix(
         for j, t in enumerate(rows):
             y = convolve(inputs[j : j + z.taps], weight, rnd)
             q, k, v = y.split([z.k_width, z.k_width, z.v_width])
-            q, k, v = q.view(z.k_heads, -1), k.view(z.k_heads, -1), v.view(z.v_heads, -1)
+            q, k = units(q.view(z.k_heads, -1), k.view(z.k_heads, -1))
+            v = v.view(z.v_heads, -1)
             state, o = recur(state, q, k, v, decay[t], beta[t], rnd)
             after.state[slots[j]] = state
             out[t] = out_norm(o, gate[t].view(z.v_heads, -1), norm, rnd).flatten()

@@ -34,6 +34,7 @@ from tests.models.common.gdn_step import (
     out_norm,
     recur,
     to_bf16,
+    units,
 )
 
 T = pl.dynamic("T")
@@ -43,7 +44,8 @@ STATE_ROWS = pl.dynamic("STATE_ROWS")
 CONV_ROWS = pl.dynamic("CONV_ROWS")
 
 V_WIDTH = V_HEADS * V_DIM
-CONV_DIM = 2 * K_HEADS * K_DIM + V_WIDTH
+UNIT_WIDTH = 2 * K_HEADS * K_DIM
+CONV_DIM = UNIT_WIDTH + V_WIDTH
 IN_WIDTH = CONV_DIM + V_WIDTH + 2 * V_HEADS
 
 
@@ -78,14 +80,18 @@ def conv_entry(
     kept: pl.Tensor[[B], pl.INT32],
     conv_slots: pl.Tensor[[B], pl.INT32],
     conv_state: pl.InOut[pl.Tensor[[CONV_ROWS, CONV_DIM], DTYPE]],
-    mixed: pl.InOut[pl.Tensor[[T, CONV_DIM], DTYPE]],
+    unit: pl.InOut[pl.Tensor[[T, UNIT_WIDTH], pl.FP32]],
+    values: pl.InOut[pl.Tensor[[T, V_WIDTH], DTYPE]],
 ):
-    mixed = gdn_conv(projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, mixed)
+    unit, values = gdn_conv(
+        projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, unit, values
+    )
 
 
 @pl.jit
 def rule_entry(
-    mixed: pl.Tensor[[T, CONV_DIM], DTYPE],
+    unit: pl.Tensor[[T, UNIT_WIDTH], pl.FP32],
+    values: pl.Tensor[[T, V_WIDTH], DTYPE],
     decay: pl.Tensor[[T, V_HEADS], pl.FP32],
     beta: pl.Tensor[[T, V_HEADS], pl.FP32],
     slot_mapping: pl.Tensor[[T], pl.INT32],
@@ -96,7 +102,7 @@ def rule_entry(
     state: pl.InOut[pl.Tensor[[STATE_ROWS, V_DIM], pl.FP32]],
     out: pl.InOut[pl.Tensor[[T, V_WIDTH], DTYPE]],
 ):
-    out = delta_rule(mixed, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
+    out = delta_rule(unit, values, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, out)
 
 
 @pl.jit
@@ -132,17 +138,23 @@ def mix_entry(
     rows = pl.tensor.dim(projected, 0)
     decay = pl.create_tensor([rows, V_HEADS], pl.FP32)
     beta = pl.create_tensor([rows, V_HEADS], pl.FP32)
-    mixed = pl.create_tensor([rows, CONV_DIM], DTYPE)
+    unit = pl.create_tensor([rows, UNIT_WIDTH], pl.FP32)
+    values = pl.create_tensor([rows, V_WIDTH], DTYPE)
     recalled = pl.create_tensor([rows, V_WIDTH], DTYPE)
     decay, beta = gdn_gates(projected, a_log, dt_bias, decay, beta)
-    mixed = gdn_conv(projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, mixed)
-    recalled = delta_rule(mixed, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, recalled)
+    unit, values = gdn_conv(
+        projected, conv_weight, slot_mapping, cu_q, ctx, kept, conv_slots, conv_state, unit, values
+    )
+    recalled = delta_rule(
+        unit, values, decay, beta, slot_mapping, cu_q, ctx, kept, state_slots, state, recalled
+    )
     out = gdn_out_norm(recalled, projected, gdn_norm, slot_mapping, cu_q, ctx, out)
 
 
 KINDS = {torch.float32: pl.FP32, torch.bfloat16: pl.BF16}
 WIDTHS = {  # of these entries, at the sizes of a configuration
     "CONV_DIM": lambda c: c.conv_dim,
+    "UNIT_WIDTH": lambda c: 2 * c.k_width,
     "IN_WIDTH": lambda c: c.in_width,
     "V_WIDTH": lambda c: c.v_width,
     "K_HEADS": lambda c: c.k_heads,
@@ -159,7 +171,7 @@ def entry(
 ) -> Program:
     """A block as a program for a2a3; `span` where the block has a convolution or a recurrence."""
     values = {"DTYPE": KINDS[dtype]} | changed
-    if span is not None and kernel is not conv_entry:
+    if span is not None:
         values["SPAN"] = span
     if span is not None and kernel is not rule_entry:
         values["CONV_WIDTH"] = values.get("TAPS", TAPS) - 2 + span
@@ -287,7 +299,8 @@ def test_gates_of_huge_inputs_are_finite() -> None:
 def test_convolution(layout: Layout, dtype: torch.dtype) -> None:
     tensors = make(layout, dtype=dtype)
     tensors["projected"] = projection(layout)
-    tensors["mixed"] = nan(layout.rows, TINY.conv_dim, dtype=dtype)
+    tensors["unit"] = nan(layout.rows, 2 * TINY.k_width)
+    tensors["values"] = nan(layout.rows, TINY.v_width, dtype=dtype)
     before = tensors["conv_state"].clone()
     call(entry(conv_entry, dtype, layout.span), tensors)
 
@@ -303,12 +316,37 @@ def test_convolution(layout: Layout, dtype: torch.dtype) -> None:
         x = rnd(tensors["projected"][rows, : TINY.conv_dim].double())
         inputs = torch.cat([old[slot, kept - 1 : kept + 2].double(), x])
         expected = torch.stack([convolve(inputs[j : j + 4], weight, rnd) for j in range(len(rows))])
-        agree(tensors["mixed"][rows], expected, dtype)
+        q, k, v = expected.split([TINY.k_width, TINY.k_width, TINY.v_width], -1)
+        agree(tensors["values"][rows], v, dtype)
+        heads = torch.cat(units(*(x.view(-1, TINY.k_heads, TINY.k_dim) for x in (q, k))), 1).flatten(1)
+        # A sum on the other side of a tie turns its head, too little for more than a rounding
+        close(tensors["unit"][rows], heads, 2e-6 if dtype == torch.float32 else 2**-8)
         columns = len(rows) + 2
         assert torch.equal(new[slot, :columns].double(), inputs[1:])
         new[slot, :columns] = old[slot, :columns]
     assert torch.equal(bits(new), bits(old))  # and nothing else changed
-    assert tensors["mixed"][layout.dead].isnan().all()
+    assert tensors["unit"][layout.dead].isnan().all()
+    assert tensors["values"][layout.dead].isnan().all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 3e-4])
+def test_short_vectors_are_not_blown_up(scale: float) -> None:
+    """They are divided by sqrt(1e-6) at least, and not by 0."""
+    layout = Layout((2,), (1,), span=2)
+    tensors = make(layout)
+    tensors["projected"] = scale * projection(layout)
+    tensors["conv_state"] *= scale
+    tensors |= {"unit": nan(2, 2 * TINY.k_width), "values": nan(2, TINY.v_width)}
+    given = {name: t.double() for name, t in tensors.items()}
+    window = given["conv_state"].view(-1, layout.span + 2, TINY.conv_dim)[int(tensors["conv_slots"][0]), :3]
+    inputs = torch.cat([window, given["projected"][:, : TINY.conv_dim]])
+    y = torch.stack([convolve(inputs[j : j + 4], given["conv_weight"]) for j in range(2)])
+    q, k = (x.view(2, TINY.k_heads, -1) for x in y.split(TINY.k_width, -1)[:2])
+    call(entry(conv_entry, span=2), tensors)
+    unit = torch.cat(units(q, k), 1).flatten(1)
+    close(tensors["unit"], unit, 2e-6)
+    lengths = k.norm(dim=-1) / (k.square().sum(-1) + 1e-6).sqrt()
+    assert lengths.max() < 0.95
 
 
 # --------------------------------------------------------------------------------------------------
@@ -320,11 +358,13 @@ def test_convolution(layout: Layout, dtype: torch.dtype) -> None:
 def test_delta_rule(layout: Layout, dtype: torch.dtype) -> None:
     c = TINY
     tensors = make(layout, dtype=dtype)
-    tensors["mixed"] = random(layout.rows, c.conv_dim, seed=1).to(dtype)
+    heads = random(2, layout.rows, c.k_heads, c.k_dim, seed=1)
+    tensors["unit"] = torch.cat(units(*heads), 1).flatten(1)
+    tensors["values"] = random(layout.rows, c.v_width, seed=3).to(dtype)
     g = torch.Generator().manual_seed(2)
     tensors["decay"] = 1 - 0.2 * torch.rand(layout.rows, c.v_heads, generator=g)
     tensors["beta"] = torch.rand(layout.rows, c.v_heads, generator=g)
-    for name in ("mixed", "decay", "beta"):
+    for name in ("unit", "values", "decay", "beta"):
         tensors[name][layout.dead] = torch.nan
     tensors["out"] = nan(layout.rows, c.v_width, dtype=dtype)
     before = tensors["state"].clone()
@@ -335,8 +375,8 @@ def test_delta_rule(layout: Layout, dtype: torch.dtype) -> None:
         rows, slots = layout.live(s), tensors["state_slots"][s].tolist()
         state = old[slots[int(tensors["kept"][s]) - 1]].double() if rows else None
         for j, t in enumerate(rows):
-            q, k, v = tensors["mixed"][t].double().split([c.k_width, c.k_width, c.v_width])
-            q, k, v = q.view(c.k_heads, -1), k.view(c.k_heads, -1), v.view(c.v_heads, -1)
+            q, k = tensors["unit"][t].double().view(2, c.k_heads, -1)
+            v = tensors["values"][t].double().view(c.v_heads, -1)
             decay, beta = tensors["decay"][t].double(), tensors["beta"][t].double()
             assert state is not None
             state, out = recur(state, q, k, v, decay, beta, rounding(dtype))
@@ -348,12 +388,12 @@ def test_delta_rule(layout: Layout, dtype: torch.dtype) -> None:
 
 
 def test_delta_rule_of_zero_vectors() -> None:
-    """k = q = 0 divides by sqrt(1e-6), not by 0: the state only decays."""
+    """k = q = 0: the state only decays."""
     layout, c = Layout((2,), (1,), span=2), TINY
     tensors = make(layout)
-    tensors |= {"mixed": torch.zeros(2, c.conv_dim), "decay": torch.full((2, c.v_heads), 0.5)}
+    tensors |= {"unit": torch.zeros(2, 2 * c.k_width), "decay": torch.full((2, c.v_heads), 0.5)}
     tensors |= {"beta": torch.ones(2, c.v_heads), "out": nan(2, c.v_width)}
-    tensors["mixed"][:, 2 * c.k_width :] = 1
+    tensors["values"] = torch.ones(2, c.v_width)
     slots = tensors["state_slots"][0].tolist()
     state = tensors["state"].clone().view(-1, c.v_heads, c.k_dim, c.v_dim)[slots[0]]
     call(entry(rule_entry, span=2), tensors)
@@ -505,8 +545,8 @@ def test_steps_that_keep_some_rows_are_the_same_as_one_token_at_a_time() -> None
     expected = []
     for t in range(len(whole)):
         q, k, v = convolve(inputs[t : t + 4], weight).split([c.k_width, c.k_width, c.v_width])
-        q, k, v = q.view(c.k_heads, -1), k.view(c.k_heads, -1), v.view(c.v_heads, -1)
-        state, out = recur(state, q, k, v, decay[t], beta[t])
+        q, k = units(q.view(c.k_heads, -1), k.view(c.k_heads, -1))
+        state, out = recur(state, q, k, v.view(c.v_heads, -1), decay[t], beta[t])
         expected.append(out_norm(out, z[t].view(c.v_heads, -1), norm).flatten())
     close(torch.cat(outputs), torch.stack(expected), 1e-5)
     last = tensors["state"].view(-1, c.v_heads, c.k_dim, c.v_dim)[slots[int(tensors["kept"][0]) - 1]]
@@ -536,7 +576,7 @@ def test_there_is_no_hazard_and_only_rows_that_data_chooses_are_watched(platform
     graph = compile(mix_entry, platform=platform, constants={"DTYPE": pl.BF16}).compiled.graph
     assert graph.hazards == ()
     watched = [{t.name for t in tensors} for tensors in suspects(graph).values() if tensors]
-    assert watched == [{"mixed", "conv_state"}, {"recalled", "state"}]
+    assert watched == [{"unit", "values", "conv_state"}, {"recalled", "state"}]
 
 
 def test_two_sequences_with_one_slot_are_a_race() -> None:

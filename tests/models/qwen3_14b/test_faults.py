@@ -80,10 +80,15 @@ FAULTS = {
     "one page too low": fault(
         read_as("attention", "block_table", lambda value, index: binary("max", less_one(value), Const(0)))
     ),
-    "last run not merged": fault(loop("attention_merge", without_last, "r"), target_runs=SEVERAL_RUNS),
-    "older run not rescaled": fault(bypass("attention_merge", "row_expand_mul", 0), target_runs=SEVERAL_RUNS),
-    "newer run not rescaled": fault(
+    "last run not merged": fault(scalar("attention_merge", "here", less_one), target_runs=SEVERAL_RUNS),
+    "older runs not rescaled": fault(
+        bypass("attention_merge", "row_expand_mul", 0), target_runs=SEVERAL_RUNS
+    ),
+    "newer runs not rescaled": fault(
         bypass("attention_merge", "row_expand_mul", 0, nth=1), target_runs=SEVERAL_RUNS
+    ),
+    "runs side by side not rescaled": fault(
+        bypass("attention_merge", "row_expand_mul", 0, nth=2), target_runs=SEVERAL_RUNS
     ),
     "older pages not rescaled": fault(bypass("attention", "row_expand_mul", 0)),
     "sum of older pages not rescaled": fault(bypass("attention", "mul", 0, nth=1)),

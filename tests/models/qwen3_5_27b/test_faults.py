@@ -73,10 +73,11 @@ FAULTS = {
     "decay without the rate": gdn(bypass("gdn_gates", "col_expand_mul", 0)),
     "decay without its bias": gdn(bypass("gdn_gates", "col_expand_add", 0)),
     # delta rule
-    "state does not decay": gdn(bypass("delta_rule", "mul", 0, nth=4)),
+    "q and k of any length": gdn(bypass("gdn_conv", "row_expand_mul", 0)),
+    "state does not decay": gdn(bypass("delta_rule", "mul", 0)),
     "what the state recalls is not subtracted": gdn(bypass("delta_rule", "sub", 0)),
-    "the whole error is written": gdn(bypass("delta_rule", "mul", 0, nth=5)),
-    "nothing is written into the state": gdn(bypass("delta_rule", "add", 0, nth=2)),
+    "the whole error is written": gdn(bypass("delta_rule", "mul", 0, nth=1)),
+    "nothing is written into the state": gdn(bypass("delta_rule", "add", 0)),
     "states not stored": gdn(drop_store("delta_rule", "state"), fails=("state",)),
     # output norm and projection
     "output norm without its weight": gdn(bypass("gdn_out_norm", "col_expand_mul", 0), fails=OUTPUTS),
@@ -99,7 +100,7 @@ REFUSED = {
         r"reads recalled\[2, 0\], which was never written",
     ),
     "every state in one slot": (
-        gdn(read_as("delta_rule", "state_slots", lambda value, index: binary("-", value, value), nth=1)),
+        gdn(read_as("delta_rule", "state_slots", lambda value, index: binary("-", value, value))),
         r"of region 'delta_rule' touch state\[0, 0\], and nothing orders them",
     ),
 }

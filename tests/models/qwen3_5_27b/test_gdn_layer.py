@@ -13,7 +13,7 @@ from torch import Tensor
 import pypto_models.language as pl
 from models.common import tiling
 from models.qwen3_5_27b.config import FULL, REAL_HEADS, TINY, Config
-from models.qwen3_5_27b.constants import TILING, cli_arguments, constants
+from models.qwen3_5_27b.constants import FULL_TILES, TILING, cli_arguments, constants
 from models.qwen3_5_27b.full_layer import full_decode_layer, full_decode_layer_with_head
 from models.qwen3_5_27b.gdn_layer import gdn_decode_layer, gdn_decode_layer_with_head
 from pypto_models.compile import Program, compile
@@ -137,7 +137,7 @@ def test_real_heads_and_published_tiles_in_bf16() -> None:
     """All 16 and 48 heads of 128 x 128 on a narrow residual stream, 17 rows in tiles of 32."""
     config = replace(REAL_HEADS, k_heads=16, v_heads=48, vocab=512)
     tiles = tiling.load_source(TILING, "a2a3", 32)
-    tiles = {name: v for name, v in tiles.items() if name != "TARGET_RUNS"}
+    tiles = {name: v for name, v in tiles.items() if name not in FULL_TILES}
     layout = Layout((4, 0, 1, 8, 3), (2, 1, 1, 8, 4), no_slot=(9,), extra=1)
     assert_as_close_as_torch(layout, config, 0, **tiles)
 
@@ -165,7 +165,7 @@ def test_every_platform_gives_the_same_bits_and_has_no_hazard(target: str) -> No
     graph = program.compiled.graph
     assert graph.hazards == ()
     watched = [{t.name for t in names} for names in suspects(graph).values() if names]
-    assert watched == [{"mixed", "conv_state"}, {"recalled", "state"}]
+    assert watched == [{"unit", "values", "conv_state"}, {"recalled", "state"}]
     expected = run(step(TINY, 8, layout.rows), tensors)
     actual = run(program, tensors)
     assert all(torch.equal(bits(expected[name]), bits(actual[name])) for name in expected)

@@ -28,9 +28,11 @@ from models.qwen3_14b.power import POWER
 from pypto_models.language.parameters import constant_names
 from pypto_models.target import Target, load_target
 
-from ..support import project, twice, two_regions
+from ..norm_kernels import norm_between
+from ..sharing_kernels import around_a_stream, three_apart
+from ..support import project, shifted, twice, two_regions
 
-SMALL = (twice, two_regions, project)
+SMALL = (twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between)
 GB10 = "gb10"
 ROWS = 16  # of a step of one row a sequence
 

@@ -45,8 +45,9 @@ class Lowered:
 
 def lowered(name: str, entry: Entry) -> Lowered:
     """Raises UserError where an op has no lowering."""
-    function = lower_for(entry.kernel, (), entry.target, entry.constants).function
-    return Lowered(name, function, entry.target, lower(function, entry.target))
+    found = lower_for(entry.kernel, (), entry.target, entry.constants)
+    module = lower(found.function, entry.target, given=found.overrides)
+    return Lowered(name, found.function, entry.target, module)
 
 
 def random_programs(target: Target, count: int) -> Iterator[Lowered]:

@@ -63,9 +63,9 @@ def load(name: str, entry: Entry, folder: Path | None = None) -> Compiled:
     """
     compiled = lower_for(entry.kernel, (), entry.target, entry.constants)
     if folder is None:
-        manifest, cubins, module = bundles.build(compiled.function, entry.target)
+        manifest, cubins, module = bundles.build(compiled.function, entry.target, given=compiled.overrides)
         return Compiled(compiled, CuteProgram(manifest, cubins, module.source))
-    source = lower(compiled.function, entry.target).source
+    source = lower(compiled.function, entry.target, given=compiled.overrides).source
     manifest, cubins = read_bundle(folder / name)
     if (manifest.source_sha256, manifest.arch) != (digest(source.encode()), entry.target.arch):
         raise BundleError(

@@ -21,13 +21,14 @@ def assert_serves_all(
     """Replays leave the bits of eager launches, the golden's values, and dead rows as they were.
 
     The step has ROWS sequences; those from ``live`` on are dead, by an empty range of rows as in a padded
-    graph, or by every mark there is.
+    graph, or by every mark there is.  Contexts are the same in all, so that the pool of pages is.
     """
+    contexts = layer.power.steps[-1].lengths
     for live in lives:
         for mark in MARKS:
             dead: dict[int, Dead] = dict.fromkeys(range(live, ROWS), mark)
             tensors = layer.kind.make_inputs(
-                layer.config, ROWS, "ragged", seed=live, lm_head="single", dead_rows=dead
+                layer.config, ROWS, contexts, seed=live, lm_head="single", dead_rows=dead
             )
             result = layer.kind.check(layer.config, tensors, Both(graph, eager, device))
             assert result.status == "PASS", f"{live} live sequences, {mark}: {result.error}"

@@ -13,7 +13,7 @@ from backends.cute.torch_op import register
 from golden import TensorSpec, run
 from pypto_models.compile import Program
 
-from ..support import project, twice, two_regions
+from ..support import project, shifted, twice, two_regions
 from .catalogue import Entry
 from .programs import program_of
 
@@ -37,6 +37,14 @@ def test_regions_run_in_order() -> None:
     program(two_regions)(x, y, z)
     assert torch.equal(y, x * 2)
     torch.testing.assert_close(z, y.sum(1, keepdim=True), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_move_in_place() -> None:
+    for _ in range(20):
+        x = torch.randn(33, 64, device="cuda")
+        want = torch.cat([x[:1], x[:32]])
+        program(shifted)(x)
+        assert torch.equal(x, want)
 
 
 def stream_arguments(device: str = "cuda") -> tuple[torch.Tensor, ...]:
