@@ -146,7 +146,7 @@ def gdn_conv(
                     factor = 1.0
                     if c < q_width:
                         factor = 1.0 * K_DIM
-                    for i in pl.unroll(CONV_TILE // K_DIM):
+                    for i in pl.unroll((CONV_TILE + K_DIM - 1) // K_DIM):  # half a head is an error
                         x_head = pl.cast(pl.slice(out, [1, K_DIM], [0, i * K_DIM]), pl.FP32)
                         pl.assemble(unit, l2_normalised(x_head, factor), [first + j, c + i * K_DIM])
                 else:

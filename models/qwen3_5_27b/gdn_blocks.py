@@ -31,8 +31,7 @@ STATE_ROWS = pl.dynamic("STATE_ROWS")
 CONV_ROWS = pl.dynamic("CONV_ROWS")
 
 V_WIDTH = V_HEADS * V_DIM
-UNIT_WIDTH = 2 * K_HEADS * K_DIM
-CONV_DIM = UNIT_WIDTH + V_WIDTH
+CONV_DIM = 2 * K_HEADS * K_DIM + V_WIDTH
 IN_WIDTH = CONV_DIM + V_WIDTH + 2 * V_HEADS
 
 
@@ -67,7 +66,7 @@ def conv_block(
     kept: pl.Tensor[[BATCH], pl.INT32],
     conv_slots: pl.Tensor[[BATCH], pl.INT32],
     conv_state: pl.InOut[pl.Tensor[[CONV_ROWS, CONV_DIM], DTYPE]],
-    unit: pl.InOut[pl.Tensor[[TOKENS, UNIT_WIDTH], pl.FP32]],
+    unit: pl.InOut[pl.Tensor[[TOKENS, 2 * K_HEADS * K_DIM], pl.FP32]],
     values: pl.InOut[pl.Tensor[[TOKENS, V_WIDTH], DTYPE]],
 ):
     unit, values = gdn_conv(
@@ -77,7 +76,7 @@ def conv_block(
 
 @pl.jit
 def delta_rule_block(
-    unit: pl.Tensor[[TOKENS, UNIT_WIDTH], pl.FP32],
+    unit: pl.Tensor[[TOKENS, 2 * K_HEADS * K_DIM], pl.FP32],
     values: pl.Tensor[[TOKENS, V_WIDTH], DTYPE],
     decay: pl.Tensor[[TOKENS, V_HEADS], pl.FP32],
     beta: pl.Tensor[[TOKENS, V_HEADS], pl.FP32],

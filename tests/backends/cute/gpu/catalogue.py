@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from math import lcm
 from typing import Any
 
 import pypto_models.language as pl
@@ -113,8 +114,12 @@ def _powers(size: str) -> tuple[Ragged, ...]:
         kind = power.kind
         if kind.model == POWER.kind.model:
             kind = replace(kind, configs={**kind.configs, "real_heads": REAL_HEADS_14B})
-        stretch = max(1, kind.configs[size].max_seq // 128)
-        found.append(Ragged(kind, power.reasons, power.constants, power.span, power.variant, stretch))
+        config = kind.configs[size]
+        constants = dict(power.constants)
+        if "CONV_TILE" in constants:  # whole heads
+            constants["CONV_TILE"] = lcm(constants["CONV_TILE"], config.k_dim)
+        stretch = max(1, config.max_seq // 128)
+        found.append(Ragged(kind, power.reasons, constants, power.span, power.variant, stretch))
     return tuple(found)
 
 
