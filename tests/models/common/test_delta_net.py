@@ -17,7 +17,6 @@ import pypto_models.language as pl
 from models.common.delta_net import delta_rule, gdn_conv, gdn_gates, gdn_out_norm, softplus
 from models.common.sizes import DTYPE, K_DIM, K_HEADS, SPAN, TAPS, V_DIM, V_HEADS
 from models.qwen3_5_27b.config import REAL_HEADS, TINY, Config
-from models.qwen3_5_27b.gdn_blocks import conv_block
 from pypto_models.compile import Program, compile
 from pypto_models.errors import UserError
 from pypto_models.language import Kernel
@@ -487,12 +486,6 @@ def test_all_blocks(layout: Layout, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("taps", [2, 3, 5])
 def test_other_lengths_of_the_convolution(taps: int) -> None:
     run(LAYOUTS["dead"], replace(TINY, taps=taps), torch.float32)
-
-
-@pytest.mark.parametrize("tile", [64, 192])
-def test_a_tile_that_cuts_a_head_does_not_compile(tile: int) -> None:
-    with pytest.raises(UserError, match=f"elements .* of axis 1, which has {tile}"):
-        compile(conv_block, platform="a2a3sim", constants={"K_DIM": 128, "CONV_TILE": tile})
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from models.common import tiling
 from models.qwen3_5_27b.config import FULL, REAL_HEADS, TINY, Config
 from models.qwen3_5_27b.constants import FULL_TILES, TILING, cli_arguments, constants
 from models.qwen3_5_27b.full_layer import full_decode_layer, full_decode_layer_with_head
+from models.qwen3_5_27b.gdn_blocks import conv_block
 from models.qwen3_5_27b.gdn_layer import gdn_decode_layer, gdn_decode_layer_with_head
 from pypto_models.compile import Program, compile
 from pypto_models.cost import estimate
@@ -260,3 +261,9 @@ def test_weights_are_read_once_however_many_rows_there_are(batch: int, span: int
     h, i = FULL.hidden, FULL.intermediate
     sizes = {"w_in": FULL.in_width * h, "w_out": FULL.v_width * h, "w_gate_up": 2 * i * h, "w_down": i * h}
     assert loaded == {name: 2 * elements for name, elements in sizes.items()}
+
+
+@pytest.mark.parametrize("tile", [64, 192])
+def test_a_tile_that_cuts_a_head_does_not_compile(tile: int) -> None:
+    with pytest.raises(UserError, match=f"elements .* of axis 1, which has {tile}"):
+        compile(conv_block, platform="a2a3sim", constants={"K_DIM": 128, "CONV_TILE": tile})
