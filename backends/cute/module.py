@@ -49,7 +49,7 @@ def launcher(name: str, parameters: Sequence[tuple[str, str]], threads: int) -> 
         "@cute.jit",
         f"def launch_{name}({', '.join(typed(*p) for p in parameters)}):",
         f"    {name}({', '.join(n for n, _ in parameters)})"
-        f".launch(grid=[1, 1, 1], block=[{threads}, 1, 1], use_pdl=True)",
+        f".launch(grid=[1, 1, 1], block=[{threads}, 1, 1], min_blocks_per_mp=1, use_pdl=True)",
     ]
 
 

@@ -99,19 +99,25 @@ class TestPrograms:
             if name == "gb10" and k.source.shared_bytes:
                 assert k.source.shared_bytes + ALIGNMENT_SLACK <= GB10_BLOCK, k.label
             if k.source.how == "stream":
-                assert k.source.shared_bytes == ring_bytes(k.source.text), k.label
+                assert k.source.shared_bytes == stream_bytes(k.source), k.label
 
 
-def ring_bytes(text: str) -> int:
-    """What the device code allocates for an emitted stream, by the class that runs on the device."""
-    from backends.cute.device.stream import Stream
+def stream_bytes(k: KernelSource) -> int:
+    """What the device code allocates for an emitted stream, in buffers of whole 128-byte lines: the ring, by
+    the class that runs on the device, and for a norm the scales of its rows and the columns in flight.
+    """
+    from backends.cute.device.stream import M, Stream
 
-    call = re.search(r"stream\.Stream\((.*?)\)\.run\(", text)
+    call = re.search(r"stream\.Stream\((.*?)\)\.run\((.*)\)", k.text)
     assert call is not None
     given = dict(re.findall(r"(\w+)=(\w+)", call[1]))
     values = {f.name: int(v) for f in fields(Stream) if (v := given.get(f.name, "")).isdigit()}
-    assert {"k", "units", "ctas", "chunk", "stages"} <= set(values)
-    return 2 * Stream(**values, unit_row=print, finish=print).shared_elements
+    assert {"k", "columns", "ctas", "chunk", "stages"} <= set(values)
+    stream = Stream(**values, weight_row=print, finish=print)
+    columns = re.search(r"x_columns=(\w+)", call[2])
+    per_column = {"pointer:BF16": 2, "pointer:FP32": 4}[dict(k.parameters)[columns[1]]] if columns else 0
+    norm = (stream.stages * stream.chunk * per_column, 4 * stream.scales * stream.m_tiles * M)
+    return sum(-(-size // 128) * 128 for size in (2 * stream.shared_elements, *norm))
 
 
 # --------------------------------------------------------------------------------------- one small program
