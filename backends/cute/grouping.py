@@ -12,8 +12,9 @@ one with products, or with loads that run ahead of a loop, for which shared memo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from pypto_models.ir.expr import Binary, Const, Expr, Unary, Var, binary, free_vars, index
 from pypto_models.ir.nodes import Bind, Block, For, Function, Let, LoopKind, Region, Scope, Stmt
@@ -140,29 +141,15 @@ class _Grouping:
         inside = tuple(walk((s,)))
         defines = frozenset(v for x in inside for v in (*defs(x), *inner_defs(x)))
         needs = frozenset(uses((s,))) | frozenset(w for v in defines for w in in_type(v))
-        touched = self.touched(inside)
+        found = touched(inside, self.roots)
         regions = tuple(x for x in inside if isinstance(x, Region))
         if regions:  # a kernel works out again the scalars that it needs
-            touched |= Touched(self.behind(needs))
+            found |= Touched(self.behind(needs))
         if not isinstance(s, Region | Group) or any(isinstance(match(r), Product) for r in regions):
-            return Facts(s, needs, defines, touched)
+            return Facts(s, needs, defines, found)
         return Facts(
-            s, needs, defines, touched, regions, sum(map(self.blocks, regions)), sum(map(large, regions))
+            s, needs, defines, found, regions, sum(map(self.blocks, regions)), sum(map(large, regions))
         )
-
-    def touched(self, statements: tuple[Stmt, ...]) -> Touched:
-        reads: set[Var] = set()
-        writes: set[Var] = set()
-        for x in statements:
-            if not isinstance(x, Let) or x.op.name in VIEWS:
-                continue
-            for v in x.args:  # an operand that is a tensor counts as read, one that is written too
-                if isinstance(v, Var) and isinstance(v.type, TensorType):
-                    reads |= self.names(v)
-            for a in x.op.access(x) if isinstance(x.op, OpDef) else ():
-                if a.effect is not Effect.READ:
-                    writes |= self.names(a.tensor)
-        return Touched(frozenset(reads), frozenset(writes))
 
     def behind(self, needs: frozenset[Var]) -> frozenset[Var]:
         """The tensors that scalars of the orchestration come from."""
@@ -173,26 +160,41 @@ class _Grouping:
             at = self.origin.get(todo.pop())
             if at is not None and not isinstance(at, Region) and id(at) not in seen:
                 seen.add(id(at))
-                out |= self.touched(tuple(walk((at,)))).reads
+                out |= touched(walk((at,)), self.roots).reads
                 todo += uses((at,))
         return frozenset(out)
 
-    def names(self, v: Var) -> frozenset[Var]:
-        return self.roots.get(v, frozenset((v,)))
-
     def blocks(self, s: Region) -> int:
         """Blocks of a grid, all that is not constant taken as NOMINAL."""
-        return 1 if s.count is None else self.nominal(s.count)
+        return 1 if s.count is None else nominal(s.count, self.origin)
 
-    def nominal(self, x: Expr) -> int:
-        if isinstance(x, Var) and isinstance(bound := self.origin.get(x), Bind):
-            return self.nominal(bound.value)
-        if isinstance(x, Unary) and x.op == "cast":
-            return self.nominal(x.operand)
-        if isinstance(x, Binary):
-            a, b = self.nominal(x.lhs), self.nominal(x.rhs)
-            x = binary(x.op, index(a), index(b)) if b or x.op in ("+", "-", "*", "min", "max") else x
-        return int(x.value) if isinstance(x, Const) else NOMINAL
+
+def nominal(x: Expr, origin: Mapping[Var, Stmt] = MappingProxyType({})) -> int:
+    """A count, all that is not constant taken as NOMINAL; ``origin`` has the statements of variables."""
+    if isinstance(x, Var) and isinstance(bound := origin.get(x), Bind):
+        return nominal(bound.value, origin)
+    if isinstance(x, Unary) and x.op == "cast":
+        return nominal(x.operand, origin)
+    if isinstance(x, Binary):
+        a, b = nominal(x.lhs, origin), nominal(x.rhs, origin)
+        x = binary(x.op, index(a), index(b)) if b or x.op in ("+", "-", "*", "min", "max") else x
+    return int(x.value) if isinstance(x, Const) else NOMINAL
+
+
+def touched(statements: Iterable[Stmt], roots: Mapping[Var, frozenset[Var]]) -> Touched:
+    """What statements read and write; ``roots`` has what a tensor variable may name."""
+    reads: set[Var] = set()
+    writes: set[Var] = set()
+    for x in statements:
+        if not isinstance(x, Let) or x.op.name in VIEWS:
+            continue
+        for v in x.args:  # an operand that is a tensor counts as read, one that is written too
+            if isinstance(v, Var) and isinstance(v.type, TensorType):
+                reads |= roots.get(v, frozenset((v,)))
+        for a in x.op.access(x) if isinstance(x.op, OpDef) else ():
+            if a.effect is not Effect.READ:
+                writes |= roots.get(a.tensor, frozenset((a.tensor,)))
+    return Touched(frozenset(reads), frozenset(writes))
 
 
 def in_type(v: Var) -> Iterator[Var]:

@@ -11,12 +11,12 @@ from math import gcd
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, DimVar, Expr, Var
 from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
-from pypto_models.ir.rewrite import defs, uses
+from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from .choices import ANYWHERE, Slot, merge
 from .layouts import POINTWISE, THREADS, Dealt, Layout, Planner, Rows, Spread
-from .order import AFTER, NOTHING, READS, VIEWS, WAIT, Ahead, lets, settled, sources
+from .order import NOTHING, Ahead, lets, settled, sources
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged, stores_in
 from .rules import unsupported
@@ -25,7 +25,8 @@ from .scan import operands_of, reads_only, sources_of
 from .tensors import View, multiple_of
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
-from .timing import END, START, WAITED
+from .timing import END, START
+from .waiting import ask, constants_first, reads, receive, small, start_rings, wait_once
 
 UNROLL = 8  # of loops that only read scalars: their loads then wait together
 
@@ -57,12 +58,15 @@ class Kernel:
         self.noted = False
         self.divisors: dict[Expr, int] = {}  # numbers that divide variables
         self.waited = True  # for the kernels before; `run` begins without
+        self.follows = False  # its blocks run in a launch that has waited
         self.written: set[Var] = set()  # base tensors that the kernel writes
         self.early: set[Var] = set()  # base tensors that it reads before the wait
         self.tiles: dict[Var, Tile] = {}
         self.names: dict[Expr, str] = {ANYWHERE: "0"}
         self.buffers = Buffers()
-        self.ring_bytes = 0  # of the buffers: tiles that run ahead
+        self.asked: list[str] = []  # puts the tiles that were asked for in shared memory
+        self.rings: dict[int, Staged] = {}  # of loops, by identity, whose first loads are under way
+        self.ring_bytes = 0  # of tiles that run ahead
         self.stage_bytes = 0  # of one trip of the hungriest such loop
         self.pointers: dict[Var, str] = {}  # base tensors in order of first use
         self.extents: dict[str, str] = {}  # run-time extents in order of first use
@@ -78,20 +82,12 @@ class Kernel:
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)))
         self.plan.block((*prelude, *body))
         self.sources = set(sources_of((*prelude, *body)))
-        self.waited = False
+        self.waited = self.follows
         self.stamp(START)
         self.block((*prelude, *body))
-        self.wait()
+        wait_once(self)
         self.stamp(END)
-
-    def wait(self) -> None:
-        """For the kernels before this one, unless it has."""
-        if not self.waited:
-            self.text.line(WAIT)
-            self.text.line(AFTER)
-            self.waited = True
-            if not self.noted:  # the wait behind a branch that may have waited is not noted
-                self.stamp(WAITED)
+        self.buffers.pack(self.text.lines)
 
     def stamp(self, event: int) -> None:
         if self.stamps:
@@ -132,38 +128,25 @@ class Kernel:
 
     # ------------------------------------------------------------------------------------------ statements
     def block(self, body: Block) -> None:
-        for s in body if self.waited else self.constants_first(body):
+        if self.waited:
+            for s in body:
+                self.stmt(s)
+            return
+        body = constants_first(self, body)
+        for i, s in enumerate(body):
+            ready = settled(s, self.ahead, self.views) and (not self.asked or reads(s))
+            if not self.waited and not ready:
+                start_rings(self, body[i:])
             self.stmt(s)
-
-    def constants_first(self, body: Block) -> Block:
-        """The statements of a block, those first that read what no kernel writes: they overlap the wait."""
-        now: list[Stmt] = []
-        later: list[Stmt] = []
-        undefined: set[Expr] = set()
-        views = dict(self.views)
-        for s in body:
-            if isinstance(s, Let) and s.op.name in VIEWS and s.args[0] in views:
-                views[s.result] = views[s.args[0]]  # of the same tensor
-            moves = isinstance(s, Bind) or (
-                isinstance(s, Let)
-                and s.op.name in (*VIEWS, *READS)
-                and s.args[0] in views
-                and (s.op.name in VIEWS or views[s.args[0]].base in self.ahead.constants)
-                and (s.op.name != "load" or self.ahead.tiles)
-            )
-            if moves and not undefined & set(uses((s,))):
-                now.append(s)
-            else:
-                later.append(s)
-                undefined |= set(defs(s))
-        return (*now, *later)
 
     def stmt(self, s: Stmt) -> None:
         if not self.waited:
             if settled(s, self.ahead, self.views):
                 self.early |= {self.views[v].base for x in lets((s,)) for v in sources(x)}
             elif not isinstance(s, If):  # a branch waits where it must
-                self.wait()
+                wait_once(self)
+        if not reads(s):
+            receive(self)
         if isinstance(s, Let):
             self.let(s)
         elif isinstance(s, Bind):
@@ -192,8 +175,15 @@ class Kernel:
             # so that the loads of a thread wait together.
             if tile is not None and tile.layout is not None and (self.uses[r] > 1 or s.op.name == "load"):
                 self.tiles[r] = self.held(tile, r.name)
+            elif tile is not None and s.op.name == "load" and not self.waited and small(tile):
+                ask(self, r, tile)  # while there is nothing else to do
 
     # ------------------------------------------------------------------------------------------ loops
+    def bounds(self, s: For) -> list[str]:
+        """Start, end and step of a loop; what is known to divide its variable is noted."""
+        self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
+        return [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
+
     def loop(self, s: For) -> None:
         t = self.text
         tiles: list[tuple[Var, Tile, Expr]] = []
@@ -215,13 +205,15 @@ class Kernel:
                 name = t.let(c.param.name, f"{dsl_type(c.param.type.dtype)}({self.write(c.init)})")
                 self.names[c.param] = self.names[c.result] = name
                 scalars.append((c.param, name, c.next))
-        bounds = [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
-        self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
-        staged = Staged.plan(self, s) if s.kind is LoopKind.PIPELINE else None
+        bounds = self.bounds(s)
+        begun = self.rings.get(id(s))
+        staged = Staged.plan(self, s) if begun is None and s.kind is LoopKind.PIPELINE else begun
         for operand in operands_of(s.body):  # what every trip takes as it is, is made once
-            if operand in self.tiles:
-                self.keep(operand, wait=staged is None)  # a trip waits for what was asked for before it
-        if staged is not None:
+            if operand in self.tiles:  # a trip waits for what was asked for before its ring
+                self.keep(operand, wait=staged is None or begun is not None)
+        if begun is not None:
+            del self.rings[id(s)]
+        elif staged is not None:
             staged.prologue(self, s, bounds)
         var = t.unique(s.var.name)
         self.names[s.var] = var
@@ -290,8 +282,9 @@ class Kernel:
         t = self.text
         cond = f"Boolean({self.write(s.cond)})" if isinstance(s.cond, Const) else self.write(s.cond)
         self.settle_all((*s.then, *s.orelse))
+        self.keep_shared((*s.then, *s.orelse))
         if self.ahead.all_but is not None and any(isinstance(m.result.type, TensorType) for m in s.merged):
-            self.wait()  # which tensor is read is not known
+            wait_once(self)  # which tensor is read is not known
         slots: list[tuple[Var, str | Tile]] = []
         for m in s.merged:
             v = m.result
@@ -326,6 +319,7 @@ class Kernel:
             with t.nested(head):
                 self.tiles, self.waited = dict(tiles), waited
                 self.block(body)
+                receive(self)
                 values = {m.result: getattr(m, side) for m in s.merged}
                 for v, slot in slots:
                     if isinstance(slot, Tile):
@@ -347,6 +341,14 @@ class Kernel:
             if isinstance(slot, Tile):
                 assert isinstance(v.type, TileType)
                 self.tiles[v] = replace(slot, valid=tuple(valid[v]))
+
+    def keep_shared(self, body: Block) -> None:
+        """What products under a branch take, and others behind it: loaded once, before the branch."""
+        inside = Counter(uses(body))
+        for x in dict.fromkeys(operands_of(body)):
+            if x in self.tiles and self.uses[x] > inside[x]:
+                wait_once(self)
+                self.keep(x)
 
     # ------------------------------------------------------------------------------------------ tiles
     def tile(self, x: Arg) -> Tile:
@@ -484,11 +486,12 @@ class Kernel:
         t = self.text
         t.part()
         if tile.plain is not None and vectors(tile, place):
-            t.line(copy_call(tile, place, place.name))
-            t.line("cute.arch.cp_async_commit_group()")
-            if not wait:
-                return
-            t.line("cute.arch.cp_async_wait_group(0)")
+            t.line(copy_call(tile, place, place.name, now=bool(self.rings)))
+            if not self.rings:  # groups end in order: to wait for this one were to wait for the rings
+                t.line("cute.arch.cp_async_commit_group()")
+                if not wait:
+                    return
+                t.line("cute.arch.cp_async_wait_group(0)")
         elif tile.layout is not None:
             with self.fragments(tile.layout) as (i, at):
                 one = tile.layout.of.leads.format(n=i, r=at[0]) if isinstance(tile.layout, Rows) else None

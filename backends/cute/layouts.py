@@ -64,6 +64,18 @@ class Fragment:
         return f"lane // 4 + 8 * {n}"
 
     @property
+    def rows_beside(self) -> Rows:
+        """A column beside it: the same beside all fragments of as many rows."""
+        return Rows(Fragment(self.rows, 8))
+
+    def like(self, shape: tuple[int, ...]) -> Fragment | None:
+        """The fragments of a tile of this shape whose rows are held by the same threads."""
+        if len(shape) != 2 or shape[0] != self.rows or shape[1] % 8:
+            return None
+        other = Fragment(*shape)
+        return other if other.registers <= MOST else None
+
+    @property
     def leads(self) -> str:
         """True in one of the threads that hold the ``n``-th row."""
         return "(warp == 0) & (lane % 4 == 0)"
@@ -114,6 +126,10 @@ class Dealt:
     def _at(self, n: str) -> str:
         start = f"(tid + {THREADS} * ({n}))"
         return start if self.run == 1 else f"({start} * {self.run})"
+
+    def like(self, shape: tuple[int, ...]) -> Dealt | None:
+        """As :meth:`Fragment.like`."""
+        return self if shape == (self.rows, self.columns) else None
 
     @property
     def leads(self) -> str:
@@ -238,14 +254,14 @@ class Planner:
             return None if self.products else Dealt.of(t.shape)
         if name in ROW_STATISTICS:
             x = self.of(s.args[0])
-            return Rows(x) if isinstance(x, Fragment) else None
+            return x.rows_beside if isinstance(x, Fragment) else None
         if name not in POINTWISE:
             return None
         first = self.of(s.args[0])
         second = self.of(s.args[1]) if len(s.args) > 1 else None
         if name.startswith("row_expand"):
-            if first is None and isinstance(second, Rows) and t.shape == (second.of.rows, second.of.columns):
-                return second.of
+            if first is None and isinstance(second, Rows):
+                return second.of.like(t.shape)
             return first
         if name.startswith("col_expand"):
             if first is None and isinstance(second, Dealt) and t.shape == (1, second.columns):

@@ -6,7 +6,7 @@ launch do (sharing.py).  A condition around it guards the kernel's body.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pypto_models.ir.expr import Expr, Var, free_vars, index, substitute
@@ -21,22 +21,25 @@ from pypto_models.target import Target
 
 from . import casts as casts  # registers its handlers
 from . import reductions as reductions
-from .grouping import Group, grouped
+from .grouping import Group, grouped, large
 from .handlers import HANDLERS
 from .host import Stale, at_least_one, host_value, slice_of, with_places
 from .kernel import THREADS, Kernel
 from .manifest import Workspace
 from .matching import Product, match
-from .module import KernelSource, Launch, Module, launcher, nested, typed
+from .module import KernelSource, Launch, Module, launcher, nested, signature
 from .orchestration import Orchestration, State, extents_in
-from .order import BEFORE, Ahead, placed
+from .order import BEFORE, LATE, Ahead, placed
+from .places import allocated
 from .plans import RESERVED, Plan
 from .plans import plan as plan_stream
+from .recompute import recomputed
 from .row_statistic import fused, norm_bytes
 from .rules import refused
 from .serial import strided
 from .sharing import PLACE, Argument, Share, crowded, first_blocks, joint, next_blocks, own_blocks
 from .streaming import Norm, emit
+from .tail import Head, clearing, clears, resident, tail_blocks, tailed
 from .tensors import View
 from .timing import EVENTS, STAMPED, STAMPS
 from .unroll import unrolled
@@ -66,18 +69,24 @@ class Lowering(Orchestration):
         timing: bool = False,
         kept: frozenset[int] = frozenset(),
         given: Mapping[str, Override] | None = None,
+        scratch: frozenset[Var] = frozenset(),
     ) -> None:
         super().__init__(function, kept)
+        self.scratch = scratch  # tensors that prologues write
         self.timing = timing
         self.given = given or {}
         self.target = target
         self.kernels: list[KernelSource] = []
+        tensors = (p.var for p in function.params if isinstance(p.var.type, TensorType))
+        self.parameters = frozenset(tensors)
         self.constants: frozenset[Var] = frozenset()  # parameters that no region writes
         self.limit = max(s.bytes for s in target.spaces.values() if s.align == 16)
         self.early: set[Var] = set()  # what kernels read before they wait
+        self.touched: set[Var] = set()  # what launches so far write
         self.norms_before: dict[int, Norm] = {}  # of regions by identity
         self.norms_behind: dict[int, Norm] = {}
         self.gone: set[int] = set()  # regions that others do
+        self.head: Head | None = None  # the last launch, where a tail may join it
 
     def module(self) -> Module:
         views = {p.var: View.whole(p.var) for p in self.function.params if isinstance(p.var.type, TensorType)}
@@ -97,13 +106,15 @@ class Lowering(Orchestration):
             tuple(self.workspaces), source, early, fenced,
         )  # fmt: skip
 
-    def ahead(self) -> Ahead:
+    def ahead(self, state: State) -> Ahead:
         """What the next kernel may read before it waits, if it runs block by block."""
-        if not self.launches:
-            return Ahead(self.constants, tiles=False)
-        if self.last is None or self.last[0] == "stream":
-            return Ahead(self.constants)
-        return Ahead(self.constants, self.last[1])
+        untouched = self.constants if self.repeating else self.parameters - self.touched
+        scratch = frozenset(state.views[v].base for v in self.scratch if v in state.views)
+        return Ahead(self.constants, self.last, bool(self.launches), untouched, scratch)
+
+    def unsettled(self, kernel: Kernel) -> set[Var]:
+        """The parameters that a kernel reads ahead though programs before this one may still run."""
+        return set() if kernel.ahead.all_but is not None else kernel.early & self.parameters
 
     # ------------------------------------------------------------------------------------------ regions
     def region(self, s: Region, state: State) -> None:
@@ -111,15 +122,50 @@ class Lowering(Orchestration):
             return
         part = self.part(s, state)
         self.scalars.check(part.again, part.region.body)
+        if self.as_tail(part):
+            return
         name = self.unique(s.name)
         if isinstance(part.how, Plan):
             assert isinstance(part.product, Product)
             self.streamed(part.region, name, part.product, part.how, state, part.prelude, part.known)
             return
         kernel = self.by_blocks(part)
-        grid = "1" if part.region.count is None else expr_text(self.host(part.region.count, state, s))
-        body = [*("    " + x for x in kernel.buffers.lines), *kernel.text.lines]
-        self.add(kernel, name, part.region, body, "", THREADS, kernel.buffers.bytes, part.how, grid, state)
+        blocks = self.blocks(part)
+        buffers = kernel.buffers
+        body = [*("    " + x for x in (*allocated(buffers.bytes), *buffers.lines)), *kernel.text.lines]
+        shared, grid = buffers.bytes, expr_text(blocks)
+        self.add(kernel, name, part.region, body, "", THREADS, shared, part.how, grid, state)
+        if name not in self.unsure and not state.guards and not self.repeating:
+            self.head = Head(
+                kernel, blocks, lambda: self.share(part, name, self.by_blocks(part, first_blocks))
+            )
+
+    def as_tail(self, p: Part) -> bool:
+        """Runs a region in the launch before it, where that can be (tail.py)."""
+        head, at = self.head, clearing(self.kernels, self.unsure)
+        apart = isinstance(p.how, Plan) or p.state.guards or self.repeating or large(p.region)
+        if head is None or at is None or apart:
+            return False
+        if not head.pays(self.blocks(p), self.target):
+            return False
+        kernel = self.by_blocks(p, tail_blocks)
+        if not head.takes(kernel):
+            return False
+        counter = self.unique("arrivals")
+        self.workspaces.append(Workspace(counter, "int32", ("1",)))
+        self.kernels[at], self.launches[at] = clears(self.kernels[at], self.launches[at], counter)
+        self.kernels.pop()
+        self.launches.pop()
+        shares = first, second = head.share(), self.share(p, self.unique(p.region.name), kernel)
+        name = self.unique(f"{first.region.name}_then_{second.region.name}")
+        made = tailed(name, first, second, counter, self.target, self.stamps())
+        how = f"{first.why}; its tail {second.region.name}: {second.why}"
+        self.note(name, written_by(shares), True)
+        region = f"{first.region.name} then {second.region.name}"
+        line, shared = first.region.span.line, made.shared_bytes
+        here = resident(shared, self.target)
+        self.launch(name, region, line, made.text, THREADS, shared, how, made.arguments, made.grid, here)
+        return True
 
     def group(self, s: Group, state: State) -> None:
         """Regions in one launch; in launches of their own where shared memory is short."""
@@ -129,23 +175,29 @@ class Lowering(Orchestration):
             for r in s.regions:
                 self.region(r, state)
             return
-        shares = []
-        for p, k in zip(parts, kernels, strict=True):
-            r, how = p.region, p.how
-            assert isinstance(how, str)
-            self.scalars.check(p.again, r.body)
-            count = index(1) if r.count is None else self.host(r.count, state, r)
-            shares.append(Share(self.unique(r.name), r, k, self.arguments(k, r, state), count, how))
+        for p in parts:
+            self.scalars.check(p.again, p.region.body)
+        shares = [self.share(p, self.unique(p.region.name), k) for p, k in zip(parts, kernels, strict=True)]
         name = self.unique("_and_".join(r.name for r in s.regions))
-        self.early |= {v for k in kernels for v in k.early} & self.constants
+        self.early |= {v for k in kernels for v in self.unsettled(k)}
         how = "; ".join(f"{x.region.name}: {x.why}" for x in shares)
         sure = any(at_least_one(x.blocks) for x in shares)
-        written = frozenset(v for k in kernels for v in k.written)
-        self.note(name, how, written if not any(k.chosen for k in kernels) else None, sure)
+        self.note(name, written_by(shares), sure)
         made = joint(name, shares, THREADS)
         region = " and ".join(r.name for r in s.regions)
         line, shared = s.span.line, made.shared_bytes
         self.launch(name, region, line, made.text, THREADS, shared, how, made.arguments, made.grid)
+
+    def blocks(self, p: Part) -> Expr:
+        """Of the launch of a region, as the launcher knows it."""
+        count = p.region.count
+        return index(1) if count is None else self.host(count, p.state, p.region)
+
+    def share(self, p: Part, name: str, kernel: Kernel) -> Share:
+        """A region as a function in a kernel."""
+        assert isinstance(p.how, str)
+        arguments = self.arguments(kernel, p.region, p.state)
+        return Share(name, p.region, kernel, arguments, self.blocks(p), p.how)
 
     def part(self, s: Region, state: State) -> Part:
         """The region with what its kernel begins with, and how it runs."""
@@ -161,7 +213,7 @@ class Lowering(Orchestration):
         needed |= with_places(uses(prelude), state.views)
         again = (*prelude, *(x for inside in bodies for x in inside))
         matched = match(s) if not state.guards else "it runs under a condition"
-        ahead = self.ahead()
+        ahead = self.ahead(state)
         if any(v in needed for v in state.views if state.views[v].base not in self.names):
             matched, ahead = "a condition or a loop chooses a tensor of it", replace(ahead, all_but=None)
         return Part(s, state, prelude, bodies, again, known, ahead, matched, self.plan_for(s, matched))
@@ -252,7 +304,7 @@ class Lowering(Orchestration):
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
             f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
             f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, "
-            f"m_tiles={plan.m_tiles}, weight_row={name}_weight_row, "
+            f"m_tiles={plan.m_tiles}, late={LATE}, weight_row={name}_weight_row, "
             f"finish={name}_finish"
         )
         if before is not None:
@@ -288,18 +340,23 @@ class Lowering(Orchestration):
         grid: str,
         state: State,
     ) -> None:
-        self.early |= kernel.early & self.constants
+        self.early |= self.unsettled(kernel)
         sure = how == "stream" or s.count is None or at_least_one(self.host(s.count, state, s))
-        self.note(name, how, frozenset(kernel.written) if not kernel.chosen else None, sure)
+        self.note(name, frozenset(changed(kernel)) if not kernel.chosen else None, sure)
         arguments = self.arguments(kernel, s, state)
         text = head + kernel_text(name, s, [(a.name, a.kind) for a in arguments], body, threads, how)
-        self.launch(name, s.name, s.span.line, text, threads, shared, how, arguments, grid)
+        here = int(how == "stream")  # its ring leaves room for one
+        self.launch(name, s.name, s.span.line, text, threads, shared, how, arguments, grid, here)
 
-    def note(self, name: str, how: str, written: frozenset[Var] | None, sure: bool) -> None:
+    def note(self, name: str, written: frozenset[Var] | None, sure: bool) -> None:
         """What the next kernel may count on: what this one writes, if known, and whether it surely runs."""
         if not sure:
             self.unsure.add(name)
-        self.last = (how, written) if sure and written is not None else None
+        self.last = written if sure else None
+        if written is None:
+            self.touched |= self.parameters
+        else:
+            self.touched |= {x for v in written for x in self.roots.get(v, (v,))}
 
     def arguments(self, kernel: Kernel, s: Region, state: State) -> tuple[Argument, ...]:
         out = []
@@ -326,10 +383,23 @@ class Lowering(Orchestration):
         how: str,
         arguments: tuple[Argument, ...],
         grid: str,
+        here: int = 0,
     ) -> None:
         parameters = tuple((a.name, a.kind) for a in arguments)
-        self.kernels.append(KernelSource(name, region, line, text, threads, shared, how, parameters))
+        self.kernels.append(KernelSource(name, region, line, text, threads, shared, how, parameters, here))
         self.launches.append(Launch(name, grid, tuple(a.passed for a in arguments)))
+        self.head = None
+
+
+def changed(kernel: Kernel) -> set[Var]:
+    """What others may read that a kernel writes: not what each block writes for itself."""
+    return kernel.written - kernel.ahead.scratch
+
+
+def written_by(shares: Sequence[Share]) -> frozenset[Var] | None:
+    """What the regions of a launch write; None if that is only known at run time."""
+    kernels = [s.kernel for s in shares]
+    return None if any(k.chosen for k in kernels) else frozenset(v for k in kernels for v in changed(k))
 
 
 def bindings(known: dict[Var, Expr]) -> Block:
@@ -358,16 +428,15 @@ def kernel_text(
 ) -> str:
     head = [
         "@cute.kernel",
-        f"def {name}({', '.join(typed(*p) for p in parameters)}):",
+        signature(name, parameters),
         f'    """Line {s.span.line}: {how if how == "stream" else "block by block, since " + how}."""',
     ]
     if how != "stream":
         head += [
             *PLACE,
-            "    smem = utils.SmemAllocator()",
             f"    {BEFORE}",
         ]
-    return "\n".join([*head, *body, *launcher(name, parameters, threads)]) + "\n"
+    return "\n".join([*head, *body, *launcher(name, parameters, threads, int(how == "stream"))]) + "\n"
 
 
 def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[KernelSource], bool]:
@@ -379,9 +448,9 @@ def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[Kerne
     out = []
     fenced = False
     for k, following in zip(kernels, (*kernels[1:], None), strict=True):
-        late = k.how != "stream" and following is not None and following.how != "stream"
+        late = following is not None and following.how != "stream"
         fenced = fenced or (late and k.name not in unsure)
-        out.append(k if k.how == "stream" else replace(k, text=placed(k.text, late)))
+        out.append(replace(k, text=placed(k.text, late)))
     return out, fenced
 
 
@@ -393,7 +462,7 @@ import cutlass.cute as cute
 import cutlass.utils as utils
 from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32
 
-from backends.cute.device import block, stream
+from backends.cute.device import arrival, block, stream
 '''
     return "\n\n".join([head, *(k.text for k in kernels)])
 
@@ -405,10 +474,11 @@ def lower(
 
     ``given`` fixes parts of the schedules of streamed products, by region name.
     """
-    function = grouped(unrolled(function))
+    function, scratch = recomputed(unrolled(function))
+    function = grouped(function)
     kept: frozenset[int] = frozenset()
     while True:
         try:
-            return Lowering(function, target, timing, kept, given).module()
+            return Lowering(function, target, timing, kept, given, scratch).module()
         except Stale as stale:
             kept |= {stale.let}

@@ -84,7 +84,8 @@ class Orchestration:
         self.names: dict[Var, str] = {}
         self.text = Text()  # for the names of the emitted source and of the manifest
         self.unsure: set[str] = set()  # kernels that may not run
-        self.last: tuple[str, frozenset[Var]] | None = None  # how the last launch runs, and what it writes
+        self.last: frozenset[Var] | None = None  # what the last launch writes; None if it may not have run
+        self.repeating = 0  # loops around, whose trips the launcher counts
         self.scalars = Scalars(self.roots, kept)
 
     def region(self, s: Region, state: State) -> None:
@@ -240,9 +241,11 @@ class Orchestration:
         self.host_vars.add(var)
         state.env[s.var] = var
         self.last = None  # what runs before the first kernel of a trip is not known
+        self.repeating += 1
         first, since = len(self.launches), self.scalars.enter()
         self.block(s.body, state)
         self.scalars.leave(since)
+        self.repeating -= 1
         self.last = None
         self.unsure |= {x.kernel for x in self.launches[first:]}
         if len(self.launches) > first:

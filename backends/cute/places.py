@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pypto_models.ir.types import DType
 
 from .layouts import Dealt
+from .packing import packed
 from .scalars import DSL_TYPES
 from .tiles import Coordinates, Shared, Tile
+
+SHARED = "shared"  # the pointer to the shared memory of a kernel
 
 
 @dataclass
 class Buffers:
-    """Tiles in shared memory, one place each."""
+    """Tiles in shared memory; ``pack`` finds their places when the text that uses them is complete."""
 
+    kinds: dict[str, DType] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes
     lines: list[str] = field(default_factory=list)
     bytes: int = 0
 
     def add(self, name: str, dtype: DType, elements: int) -> None:
-        kind = DSL_TYPES[dtype.name]
-        self.lines.append(
-            f"{name} = smem.allocate_tensor({kind}, cute.make_layout({elements}), 128).iterator"
-        )
-        self.bytes += -(-elements * dtype.bytes // 128) * 128
+        self.kinds[name] = dtype
+        self.sizes[name] = elements * dtype.bytes
+
+    def pack(self, text: Sequence[str]) -> None:
+        places, self.bytes = packed(text, self.sizes)
+        self.lines = [
+            f"{name} = cute.recast_ptr({SHARED} + {at}, dtype={DSL_TYPES[self.kinds[name].name]})"
+            for name, at in places.items()
+        ]
+
+
+def allocated(size: int) -> list[str]:
+    """The lines at the head of a kernel that takes ``size`` bytes of shared memory."""
+    buffer = f"smem.allocate_tensor(Int8, cute.make_layout({size}), 128).iterator"
+    return ["smem = utils.SmemAllocator()", f"{SHARED} = {buffer}"] if size else []
 
 
 def padded_pitch(columns: int, dtype: DType) -> int:
@@ -43,11 +59,12 @@ def runs(tile: Tile, layout: Dealt) -> bool:
     return tile.valid[1] == str(tile.shape[1]) and layout.run > 1 and (size <= 16 or size == 32)
 
 
-def copy_call(tile: Tile, place: Shared, to: str) -> str:
+def copy_call(tile: Tile, place: Shared, to: str, now: bool = False) -> str:
+    """A copy of rows to shared memory: asynchronous, or ``now``."""
     assert tile.plain is not None
     pointer, pitch, rows = tile.plain
     return (
-        f"block.copy_rows({pointer}, {pitch}, {to}, {place.pitch}, Int32({rows}), "
+        f"block.copy_rows{'_now' if now else ''}({pointer}, {pitch}, {to}, {place.pitch}, Int32({rows}), "
         f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
     )
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pypto_models.errors import InternalError
-from pypto_models.ir.expr import Expr, Var, as_dim, index
+from pypto_models.ir.expr import Expr, Var, as_dim, free_vars, index
 from pypto_models.ir.nodes import Bind, Block, For, If, Let, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TileType
 
+from .order import lets, settled, sources
 from .places import copy_call, padded_pitch, vectors
 from .scalars import DSL_TYPES
 from .tensors import aligned_pitch
@@ -87,6 +88,20 @@ class Staged:
         stages = min(MOST_STAGES, k.room // one)
         return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
 
+    def early(self, k: Kernel, s: For, later: set[Expr], written: list[Var]) -> bool:
+        """Whether its first loads may begin now: before the wait, and before statements that define ``later``
+        and write to ``written``.
+        """
+        first = (*self.scalars, *self.loads)
+        needs = {*uses(first), *(v for x in (s.start, s.stop, s.step) for v in free_vars(x))}
+        if needs & later or not all(settled(st, k.ahead, k.views) for st in first):
+            return False
+        bases = {k.views[v].base for x in lets(first) for v in sources(x)}
+        if not all(w in k.views and not k.same(b, k.views[w].base) for b in bases for w in written):
+            return False
+        k.early |= bases
+        return True
+
     def issue(self, k: Kernel, s: For, var: str, stop: str, slot: str) -> None:
         """Begin the loads of trip ``var`` into ``slot``; a trip that is not there begins nothing."""
         names = dict(k.names)
@@ -130,9 +145,8 @@ class Staged:
         for load in self.loads:
             kind = load.result.type
             assert isinstance(kind, TileType)
-            before = k.buffers.bytes
             self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, self.stages)
-            k.ring_bytes += k.buffers.bytes - before
+            k.ring_bytes += k.buffers.sizes[self.places[load.result].name]
         k.stage_bytes = max(k.stage_bytes, k.ring_bytes // self.stages)
         start, stop, step = bounds
         for d in range(self.stages - 1):

@@ -143,7 +143,7 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
     """Row sums or extremes of fragments: over a thread's own columns, its quad, then the warps in order."""
     t = k.text
     name = s.result.name
-    own = k.registers(f"{name}_own", FP32, (layout.rows, 1), Rows(layout), start_of(how, FP32))
+    own = k.registers(f"{name}_own", FP32, (layout.rows, 1), layout.rows_beside, start_of(how, FP32))
     with k.fragments(layout) as (i, c):
         spot = f"{own.registers}[{layout.row_of(i)}]"
         step = (
@@ -159,13 +159,13 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
     parts = t.unique(f"{name}_parts")
     k.buffers.add(parts, FP32, layout.rows * WARPS)
     t.part()
-    with k.fragments(Rows(layout)) as (i, c):
+    with k.fragments(layout.rows_beside) as (i, c):
         total = t.let("total", f"block.quad_{how}({own.registers}[{i}])")
         with t.nested("if lane % 4 == 0:"):
             t.line(f"block.element({parts}, {c[0]} * {WARPS} + warp)[0] = {total}")
     t.line(BARRIER)
-    out = k.registers(name, FP32, (layout.rows, 1), Rows(layout))
-    with k.fragments(Rows(layout)) as (i, c):
+    out = k.registers(name, FP32, (layout.rows, 1), layout.rows_beside)
+    with k.fragments(layout.rows_beside) as (i, c):
         total = t.let("total", f"block.element({parts}, {c[0]} * {WARPS})[0]")
         for w in range(1, min(WARPS, layout.columns // 8)):
             t.line(f"{total} = {combine(how, total, f'block.element({parts}, {c[0]} * {WARPS} + {w})[0]')}")

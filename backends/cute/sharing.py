@@ -14,29 +14,17 @@ from itertools import accumulate
 from pypto_models.ir.expr import Const, DimVar, Expr, Var, binary
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Region
-from pypto_models.ir.types import DType
 
 from .grouping import large
 from .host import none_if_negative
 from .kernel import Kernel
-from .module import launcher, typed
+from .module import launcher, signature, typed
 from .order import BEFORE
-from .places import Buffers
-from .scalars import DSL_TYPES
+from .places import SHARED, allocated
 from .text import Text
 
-SHARED, FIRST = "shared", "first_block"  # of a region's function: its shared memory, where its blocks begin
+FIRST = "first_block"  # of a region's function: where its blocks begin
 RESIDENT = 4  # blocks of a launch that a core should hold
-
-
-@dataclass
-class Carved(Buffers):
-    """Tiles in shared memory that the kernel around has allocated."""
-
-    def add(self, name: str, dtype: DType, elements: int) -> None:
-        at = self.bytes
-        super().add(name, dtype, elements)
-        self.lines[-1] = f"{name} = cute.recast_ptr({SHARED} + {at}, dtype={DSL_TYPES[dtype.name]})"
 
 
 def own_blocks(kernel: Kernel, block: Var | None) -> None:
@@ -48,7 +36,6 @@ def own_blocks(kernel: Kernel, block: Var | None) -> None:
 
 def first_blocks(kernel: Kernel, block: Var | None) -> None:
     """The kernel becomes a function for the first blocks of a launch."""
-    kernel.buffers = Carved()
     kernel.text.taken |= {SHARED, FIRST}
     own_blocks(kernel, block)
 
@@ -80,11 +67,12 @@ class Share:
     blocks: Expr
     why: str
 
-    def text(self, later: bool) -> str:
+    def text(self, *more: str) -> str:
+        """The function; ``more`` are parameters of the kind Int32 behind its arguments."""
         k = self.kernel
         names = [typed(a.name, a.kind) for a in self.arguments]
         names += [f"{SHARED}: cute.Pointer"] if k.buffers.bytes else []
-        names += [f"{FIRST}: Int32"] if later else []
+        names += [f"{x}: Int32" for x in more]
         head = [
             "@cute.jit",
             f"def {self.function}({', '.join(names)}):",
@@ -108,6 +96,39 @@ def crowded(regions: Sequence[Region], kernels: Sequence[Kernel], limit: int) ->
     return most * RESIDENT > limit and not large(region)
 
 
+class Arguments:
+    """What the kernel of several functions takes: their arguments, each of them once."""
+
+    def __init__(self, shares: Sequence[Share], *taken: str) -> None:
+        self.names = Text()
+        self.names.taken |= {"cta", SHARED, *taken, *(s.function for s in shares)}
+        self.found: dict[tuple[str, tuple[str, str]], Argument] = {}
+
+    def name(self, wanted: str, kind: str, passed: tuple[str, str]) -> str:
+        """The kernel's name for it."""
+        key = (kind, passed)
+        if key not in self.found:
+            self.found[key] = Argument(self.names.unique(wanted), kind, passed)
+        return self.found[key].name
+
+    def count(self, x: Expr, wanted: str) -> str:
+        """A count that the launcher knows, under the name ``wanted`` where it has none."""
+        if isinstance(x, Const):
+            return f"Int32({x.value})"
+        if isinstance(x, DimVar):
+            return self.name(x.name, "Int32", ("extent", expr_text(x)))
+        return self.name(wanted, "Int32", ("scalar", expr_text(x)))
+
+    def of(self, s: Share) -> list[str]:
+        """What a function gets: its arguments and its shared memory."""
+        own = [self.name(a.name, a.kind, a.passed) for a in s.arguments]
+        return [*own, *([SHARED] if s.kernel.buffers.bytes else [])]
+
+    @property
+    def all(self) -> tuple[Argument, ...]:
+        return tuple(self.found.values())
+
+
 @dataclass(frozen=True)
 class Joint:
     """The kernel of several regions."""
@@ -120,44 +141,28 @@ class Joint:
 
 def joint(name: str, shares: Sequence[Share], threads: int) -> Joint:
     """The kernel, and the functions that it calls."""
-    names = Text()
-    names.taken |= {"cta", SHARED, *(s.function for s in shares)}
-    found: dict[tuple[str, tuple[str, str]], Argument] = {}
-
-    def argument(wanted: str, kind: str, passed: tuple[str, str]) -> str:
-        key = (kind, passed)
-        if key not in found:
-            found[key] = Argument(names.unique(wanted), kind, passed)
-        return found[key].name
-
-    calls = [[argument(a.name, a.kind, a.passed) for a in s.arguments] for s in shares]
+    taken = Arguments(shares)
+    calls = [taken.of(s) for s in shares]
     *ends, total = accumulate((none_if_negative(s.blocks) for s in shares), partial(binary, "+"))
-    limits = []
-    for end, after in zip(ends, shares[1:], strict=True):
-        if isinstance(end, Const):
-            limits.append(f"Int32({end.value})")
-        else:
-            kind = "extent" if isinstance(end, DimVar) else "scalar"
-            wanted = end.name if isinstance(end, DimVar) else f"{FIRST}_of_{after.function}"
-            limits.append(argument(wanted, "Int32", (kind, expr_text(end))))
+    limits = [
+        taken.count(end, f"{FIRST}_of_{after.function}") for end, after in zip(ends, shares[1:], strict=True)
+    ]
     shared = max(s.kernel.buffers.bytes for s in shares)
     lines = [str(s.region.span.line) for s in shares]
     where = f"{', '.join(lines[:-1])} and {lines[-1]}"
-    parameters = tuple(found.values())
-    out = [s.text(later=i > 0) + "\n" for i, s in enumerate(shares)]
+    parameters = [(a.name, a.kind) for a in taken.all]
+    out = [s.text(*([FIRST] if i else [])) + "\n" for i, s in enumerate(shares)]
     out += [
         "@cute.kernel",
-        f"def {name}({', '.join(typed(a.name, a.kind) for a in parameters)}):",
+        signature(name, parameters),
         f'    """Lines {where}: regions that do not depend on each other, each in blocks of its own."""',
         "    cta, _, _ = cute.arch.block_idx()",
+        *("    " + x for x in allocated(shared)),
+        f"    {BEFORE}",
     ]
-    if shared:
-        buffer = f"smem.allocate_tensor(Int8, cute.make_layout({shared}), 128).iterator"
-        out += ["    smem = utils.SmemAllocator()", f"    {SHARED} = {buffer}"]
-    out.append(f"    {BEFORE}")
     for i, (s, call) in enumerate(zip(shares, calls, strict=True)):
         branch = f"{'elif' if i else 'if'} cta < {limits[i]}:" if i < len(limits) else "else:"
-        given = [*call, *([SHARED] if s.kernel.buffers.bytes else []), *([limits[i - 1]] if i else [])]
-        out += [f"    {branch}", f"        {s.function}({', '.join(given)})"]
-    text = "\n".join([*out, *launcher(name, [(a.name, a.kind) for a in parameters], threads)]) + "\n"
-    return Joint(text, parameters, expr_text(total), shared)
+        given = ", ".join([*call, *([limits[i - 1]] if i else [])])
+        out += [f"    {branch}", f"        {s.function}({given})"]
+    text = "\n".join([*out, *launcher(name, parameters, threads)]) + "\n"
+    return Joint(text, taken.all, expr_text(total), shared)

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _RESERVED = {
-    "cutlass", "cute", "block", "stream", "utils", "tid", "lane", "warp", "smem", "env", "min", "max",
-    "range", "BFloat16", "Float16", "Float32", "Int8", "Int16", "Int32", "Int64", "Uint8", "Uint16",
-    "Uint32", "Boolean",
+    "cutlass", "cute", "arrival", "block", "stream", "utils", "tid", "lane", "warp", "smem", "shared",
+    "env", "min", "max", "range", "BFloat16", "Float16", "Float32", "Int8", "Int16", "Int32", "Int64",
+    "Uint8", "Uint16", "Uint32", "Boolean",
 }  # fmt: skip
 
 

@@ -18,6 +18,11 @@ def unrolled(function: Function) -> Function:
     return replace(function, body=_Unroll().block(function.body))
 
 
+def renamed(body: Block) -> Block:
+    """The statements with names of their own for what they define."""
+    return _Unroll(depth=1).block(body)
+
+
 @dataclass
 class _Unroll(Rewriter):
     depth: int = 0  # of loops that are being written out

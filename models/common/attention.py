@@ -9,7 +9,9 @@ one row and many runs at once, so that a single sequence fills the cores there t
 several rows, the merge also brings them from one tile into token order.
 
 All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per run and
-head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.
+head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.  The last n of a sequence
+are the step's own: its last run takes them from where they were made, so that no page waits for what this
+step adds to the caches, which the first run of a sequence does at its end.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from models.common.sizes import (
 
 LOWEST = -3.0e38  # start of a running maximum: finite, so that exp(LOWEST - m) is 0 and not NaN
 KV_STAGES = 2  # tiles of K and of V that a run holds at once
-STEEP = 1.0e30  # slope of the causal bound: far above any score, and times any context far below fp32's limit
+OWN_ROWS = (SPAN + 15) // 16 * 16  # SPAN, padded to a legal matmul height
+STEEP = 1.0e30  # slope of the causal bound: far above any score
 
 # Tile sizes of the merge; a tiling file sets them per target
 MERGE_RUNS = 2  # runs whose partials are loaded at once
@@ -82,41 +85,63 @@ def tokens_before():
 
 
 @pl.jit.inline
-def causal_line(seen: pl.Scalar[pl.INDEX]):
-    """A bound on the scores, [GROUP_ROWS, KV_TILE] fp32: (seen + r // GROUP - c - 1/2) STEEP for row r and KV
-    index c.  It falls through zero behind the last index that a row sees; the first row sees `seen` of them.
+def causal_line():
+    """A bound on the scores of the step's own tokens, [GROUP_ROWS, OWN_ROWS] fp32: for row r and token c
+    (r // GROUP - c + 1/2) STEEP.  It falls through zero behind the last token that a row sees.
 
     Above zero it is far above any score, below zero it makes exp() vanish.
     """
-    limit = pl.add(tokens_before(), pl.cast(seen, pl.FP32) - 0.5)
-    column = pl.cast(pl.arange(0, [1, KV_TILE], pl.INT32), pl.FP32)
-    columns = pl.col_expand(pl.create_tensor([GROUP_ROWS, KV_TILE], pl.FP32), column)
+    limit = pl.add(tokens_before(), 0.5)
+    column = pl.cast(pl.arange(0, [1, OWN_ROWS], pl.INT32), pl.FP32)
+    columns = pl.col_expand(pl.create_tensor([GROUP_ROWS, OWN_ROWS], pl.FP32), column)
     return pl.mul(pl.row_expand_sub(columns, limit), -STEEP)
+
+
+@pl.jit.inline
+def scores_of(query: pl.Tensor, keys: pl.Tensor):
+    """`query` [GROUP_ROWS, D] times `keys` [N, D], scaled: [GROUP_ROWS, N] fp32."""
+    return pl.mul(pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True), SCALE)
+
+
+@pl.jit.inline
+def attend(scores: pl.Tensor, values: pl.Tensor, m: pl.Tensor, total: pl.Tensor, acc: pl.Tensor):
+    """A step of the online softmax: maximum and sum [GROUP_ROWS, 1] and accumulator [GROUP_ROWS, D] with the
+    tokens of `scores` [GROUP_ROWS, N] and `values` [N, D] added, all fp32.
+    """
+    new_m = pl.maximum(m, pl.row_max(scores))
+    decay = pl.exp(pl.sub(m, new_m))
+    weights = pl.exp(pl.row_expand_sub(scores, new_m))
+    total = pl.add(pl.mul(total, decay), pl.row_sum(weights))
+    part = pl.matmul(pl.cast(weights, DTYPE, mode="rint"), values, out_dtype=pl.FP32)
+    acc = pl.add(pl.row_expand_mul(acc, decay), part)
+    return new_m, total, acc
 
 
 @pl.jit.inline
 def attend_run(
     q: pl.Tensor,
+    k_new: pl.Tensor,
+    v_new: pl.Tensor,
     k_cache: pl.Tensor,
     v_cache: pl.Tensor,
     block_table: pl.Tensor,
     s: pl.Scalar[pl.INDEX],
-    q_row: pl.Scalar[pl.INDEX],
+    first: pl.Scalar[pl.INDEX],
     count: pl.Scalar[pl.INDEX],
     head: pl.Scalar[pl.INDEX],
     begin: pl.Scalar[pl.INDEX],
     end: pl.Scalar[pl.INDEX],
     tokens: pl.Scalar[pl.INDEX],
 ):
-    """Online softmax of `count` rows of sequence `s`, which holds `tokens` tokens, over pages [begin, end).
+    """Online softmax of rows [first, first + count) over pages [begin, end) of sequence `s`, which holds
+    `tokens` tokens, the last `count` of them in `k_new` and `v_new`: these belong to the last run.
 
-    Returns the running maximum and sum [GROUP_ROWS, 1] and the accumulator [GROUP_ROWS, D], all fp32.  A row
-    that sees nothing of a run has a maximum below any score's, so that the merge weighs it with 0.
+    Returns the running maximum and sum [GROUP_ROWS, 1] and the accumulator [GROUP_ROWS, D], all fp32.
     """
     group = pl.slice(
         q,
         [1, GROUP_ROWS, HEAD_DIM],
-        [head, q_row, 0],
+        [head, first * GROUP, 0],
         valid_shape=[1, count * GROUP, HEAD_DIM],
         drop_dims=[0],
     )
@@ -124,27 +149,50 @@ def attend_run(
     m = pl.full([GROUP_ROWS, 1], pl.FP32, LOWEST)
     total = pl.full([GROUP_ROWS, 1], pl.FP32, 0.0)
     acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)
-    if SPAN > 1:
-        line = causal_line(tokens - count + 1)
+    if end * PAGE >= tokens:
+        own = [1, OWN_ROWS, HEAD_DIM]
+        live = [1, count, HEAD_DIM]
+        own_keys = pl.slice(k_new, own, [head, first, 0], valid_shape=live, drop_dims=[0])
+        own_values = pl.slice(v_new, own, [head, first, 0], valid_shape=live, drop_dims=[0])
+        own_scores = scores_of(query, own_keys)
+        if SPAN > 1:
+            own_scores = pl.minimum(own_scores, causal_line())
+        m, total, acc = attend(own_scores, own_values, m, total, acc)
+    cached = tokens - count
     per_page = PAGE // KV_TILE
-    last = (pl.min(end * PAGE, tokens) + KV_TILE - 1) // KV_TILE
+    last = (pl.min(end * PAGE, cached) + KV_TILE - 1) // KV_TILE
     for p in pl.pipeline(begin * per_page, last, stage=KV_STAGES):
         page = pl.cast(pl.read(block_table, [s, p // per_page]), pl.INDEX)
         row = (page * KV_HEADS + head) * PAGE + p % per_page * KV_TILE
-        live = pl.min(tokens - p * KV_TILE, KV_TILE)
+        live = pl.min(cached - p * KV_TILE, KV_TILE)
         keys = pl.slice(k_cache, [KV_TILE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
         values = pl.slice(v_cache, [KV_TILE, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
-        scores = pl.mul(pl.matmul(query, keys, out_dtype=pl.FP32, b_trans=True), SCALE)
-        if SPAN > 1:
-            scores = pl.minimum(scores, pl.sub(line, pl.cast(p * KV_TILE, pl.FP32) * STEEP))
-        new_m = pl.maximum(m, pl.row_max(scores))
-        decay = pl.exp(pl.sub(m, new_m))
-        weights = pl.exp(pl.row_expand_sub(scores, new_m))
-        total = pl.add(pl.mul(total, decay), pl.row_sum(weights))
-        part = pl.matmul(pl.cast(weights, DTYPE, mode="rint"), values, out_dtype=pl.FP32)
-        acc = pl.add(pl.row_expand_mul(acc, decay), part)
-        m = new_m
+        m, total, acc = attend(scores_of(query, keys), values, m, total, acc)
     return m, total, acc
+
+
+@pl.jit.inline
+def write_kv(
+    k_new: pl.Tensor,
+    v_new: pl.Tensor,
+    slot_mapping: pl.Tensor,
+    first: pl.Scalar[pl.INDEX],
+    count: pl.Scalar[pl.INDEX],
+    head: pl.Scalar[pl.INDEX],
+    k_cache: pl.Tensor,
+    v_cache: pl.Tensor,
+):
+    """Put K and V of rows [first, first + count) at their slots.
+
+    Caches [pages KV PAGE, D] have row (page KV + head) PAGE + offset, slot = page PAGE + offset.
+    """
+    for j in pl.unroll(SPAN):
+        if j < count:
+            slot = pl.cast(pl.read(slot_mapping, [first + j]), pl.INDEX)
+            row = (slot // PAGE * KV_HEADS + head) * PAGE + slot % PAGE
+            place = [head, first + j, 0]
+            pl.assemble(k_cache, pl.slice(k_new, [1, 1, HEAD_DIM], place, drop_dims=[0]), [row, 0])
+            pl.assemble(v_cache, pl.slice(v_new, [1, 1, HEAD_DIM], place, drop_dims=[0]), [row, 0])
 
 
 @pl.jit.inline
@@ -283,6 +331,8 @@ def entry(table: pl.Tensor, row: pl.Scalar[pl.INDEX], column: pl.Scalar[pl.INDEX
 @pl.jit.inline
 def attention(
     q: pl.Tensor,
+    k_new: pl.Tensor,
+    v_new: pl.Tensor,
     k_cache: pl.Tensor,
     v_cache: pl.Tensor,
     block_table: pl.Tensor,
@@ -291,13 +341,13 @@ def attention(
     ctx: pl.Tensor,
     out: pl.Tensor,
 ):
-    """`out` [T, Q D] = causal attention of `q` [KV, T GROUP, D] over the cache; dead rows become zeros.
+    """`out` [T, Q D] = causal attention of `q` [KV, T GROUP, D] over the caches and the step's own `k_new`
+    and `v_new` [KV, T, D], which are written to the caches; dead rows become zeros and write nothing.
 
-    `q` is as `rope_kv_write` leaves it; a sequence has up to SPAN live rows.
+    `q`, `k_new` and `v_new` are as `rope` leaves them; a sequence has up to SPAN live rows.
     """
     rows = pl.tensor.dim(out, 0)
     batch = pl.tensor.dim(ctx, 0)
-    q_by_head = pl.reshape(q, [KV_HEADS, rows * GROUP, HEAD_DIM])
     heads_out = pl.reshape(out, [rows * Q_HEADS, HEAD_DIM])
     slots = (MAX_BATCH + TARGET_RUNS) * KV_HEADS  # a partial per run and KV head, at most
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
@@ -325,7 +375,7 @@ def attention(
             count = 1
         if begin < end:
             m, total, acc = attend_run(
-                q_by_head, k_cache, v_cache, block_table, seq, first * GROUP, count, head, begin, end, tokens
+                q, k_new, v_new, k_cache, v_cache, block_table, seq, first, count, head, begin, end, tokens
             )
             place = item * GROUP_ROWS
             if SPAN == 1:
@@ -337,6 +387,8 @@ def attention(
                     leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
             else:
                 leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
+            if begin == 0:
+                write_kv(k_new, v_new, slot_mapping, first, count, head, k_cache, v_cache)
 
     columns = HEAD_DIM // MERGE_TILES
     for task in pl.spmd(rows * Q_HEADS * MERGE_TILES, name_hint="attention_merge"):

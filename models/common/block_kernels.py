@@ -11,7 +11,7 @@ from models.common.embedding import embed, greedy
 from models.common.gate import apply_gate
 from models.common.norm import apply_final_norm, apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_logits, project_out, project_qkv
-from models.common.rope import rope_kv_write
+from models.common.rope import rope
 from models.common.rows import enter
 from models.common.sizes import DTYPE, GATE_HEADS, HALF_DIM, HEAD_DIM, KV_HEADS, Q_HEADS
 
@@ -77,27 +77,29 @@ def rope_block(
     ctx: pl.Tensor[[BATCH], pl.INT32],
     rope_cos: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
     rope_sin: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
-    k_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
-    v_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
+    k_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
+    v_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
 ):
-    q = rope_kv_write(
-        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, k_cache, v_cache, q
+    q, k_new, v_new = rope(
+        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, q, k_new, v_new
     )
 
 
 @pl.jit
 def attention_block(
     q: pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE],
-    k_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
-    v_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
+    k_new: pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE],
+    v_new: pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE],
+    k_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
+    v_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
     block_table: pl.Tensor[[BATCH, SEQ_PAGES], pl.INT32],
     slot_mapping: pl.Tensor[[TOKENS], pl.INT32],
     cu_q: pl.Tensor[[BATCH_ENDS], pl.INT32],
     ctx: pl.Tensor[[BATCH], pl.INT32],
     out: pl.Out[pl.Tensor[[TOKENS, Q_WIDTH], DTYPE]],
 ):
-    out = attention(q, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
+    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
 
 
 @pl.jit

@@ -65,6 +65,7 @@ class Block:
     def check(self, power: Power, config: DecoderConfig, seed: int) -> Check:
         """The comparison of one seed."""
         tensors = self.inputs(power, config, seed)
+        rows = {name: rows_of(tensors, config) for name, rows_of in self.rows.items()}
         names, outputs = names_of(self.kernel), written(self.kernel)
         compared = [n for n in names if n in outputs | changed(self.kernel)]
         others = {name: t for name, t in tensors.items() if name not in names}
@@ -78,10 +79,10 @@ class Block:
         if bounded:
             exact = tensors | {name: tensors[name].double() for name in compared}
             self.golden(exact, config, Precision(torch.float64))
-            near = {name: rounding_bound(exact[name]) for name in compared}
+            near = {name: rounding_bound(exact[name][rows.get(name, slice(None))]) for name in compared}
         else:
             near = {name: self._alike(name, tensors[name], config) for name in compared}
-        near |= {n: on_rows(rows_of(tensors, config), near[n]) for n, rows_of in self.rows.items()}
+        near |= {name: on_rows(some, near[name]) for name, some in rows.items()}
         specs = [
             TensorSpec(n, tuple(t.shape), t.dtype, None if n in outputs else t, n in outputs)
             for n, t in ((n, tensors[n]) for n in names)

@@ -50,8 +50,8 @@ class Precision:
     """Arithmetic in `compute`; values that the model stores are rounded to `round_to` (None: never).
 
     With `round_weights` the softmax weights are rounded before they multiply V, as where a matrix unit takes
-    them.  A kernel that walks the context in pieces does so relative to the maximum so far: it rounds the
-    same values as long as the context is one piece.
+    them.  A kernel that walks the context in pieces does so relative to the maximum so far, and begins with
+    the step's own tokens: it rounds the same values as long as the tokens before them are one piece.
     """
 
     compute: torch.dtype = torch.float32
@@ -227,16 +227,28 @@ def attend(
         for i, live in zip(range(own.start, own.stop), rows[own], strict=True):
             queries = q[i].view(config.kv_heads, config.group, -1)
             scores = queries @ keys[:, : live.length].transpose(1, 2) * config.scale
-            out[i] = weighted(scores, values[:, : live.length], p).view(config.q_heads, -1)
+            seen = 1 + i - own.start  # of the step's own tokens
+            out[i] = weighted(scores, values[:, : live.length], seen, p).view(config.q_heads, -1)
     return p.rnd(out)
 
 
-def weighted(scores: Tensor, values: Tensor, p: Precision) -> Tensor:
-    """softmax(scores) @ values for scores `[..., M, N]` and values `[..., N, D]`."""
+def weighted(scores: Tensor, values: Tensor, own: int, p: Precision) -> Tensor:
+    """softmax(scores) @ values for scores `[..., M, N]` and values `[..., N, D]`.
+
+    The last `own` of the N tokens are the step's.
+    """
     if not p.round_weights:
         return torch.softmax(scores, dim=-1) @ values
-    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
-    return p.rnd(weights) @ values / weights.sum(-1, keepdim=True)
+    cached = scores.shape[-1] - own
+    m = scores[..., cached:].amax(-1, keepdim=True)
+    weights = torch.exp(scores[..., cached:] - m)
+    total, acc = weights.sum(-1, keepdim=True), p.rnd(weights) @ values[..., cached:, :]
+    if cached:
+        new_m = torch.maximum(m, scores[..., :cached].amax(-1, keepdim=True))
+        decay, weights = torch.exp(m - new_m), torch.exp(scores[..., :cached] - new_m)
+        total = total * decay + weights.sum(-1, keepdim=True)
+        acc = acc * decay + p.rnd(weights) @ values[..., :cached, :]
+    return acc / total
 
 
 def output_gate(attended: Tensor, gate: Tensor, p: Precision) -> Tensor:

@@ -7,7 +7,7 @@ from models.common.attention import attention
 from models.common.gate import apply_gate
 from models.common.norm import apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_out, project_qkv
-from models.common.rope import rope_kv_write
+from models.common.rope import rope
 from models.common.rows import enter
 from models.common.sizes import DTYPE, GATE_HEADS, GROUP, HEAD_DIM, KV_HEADS
 
@@ -65,14 +65,18 @@ def attention_layer(
     residual, normed = enter(hidden, input_norm, slot_mapping, cu_q, ctx, residual, normed)
     qkv = project_qkv(normed, w_qkv, qkv)
 
-    # Scope 2: per-head norms, RoPE, KV write, attention, output gate, output projection and its residual
+    # Scope 2: per-head norms, RoPE, attention and KV write, output gate, output projection and its residual
     q = pl.create_tensor([KV_HEADS, rows * GROUP, HEAD_DIM], DTYPE)
+    k_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
+    v_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
     attended = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
     middle = pl.create_tensor([rows, width], DTYPE)
-    q = rope_kv_write(
-        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, k_cache, v_cache, q
+    q, k_new, v_new = rope(
+        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, q, k_new, v_new
     )
-    attended = attention(q, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, attended)
+    attended = attention(
+        q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, attended
+    )
     if GATE_HEADS > 0:
         gated = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
         gated = apply_gate(attended, qkv, gated)

@@ -19,6 +19,9 @@ VOCAB = 500
 
 GREEDY_N = 128
 
+NEW = ("k_new", "v_new")
+"""What a step adds to `k_cache` and `v_cache`."""
+
 
 # ------------------------------------------------------------------------------------------------ goldens
 def _live(v: Tensors, c: DecoderConfig) -> list[int]:
@@ -53,23 +56,25 @@ def by_head(q: torch.Tensor, c: DecoderConfig) -> torch.Tensor:
 
 
 def rope(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """Per-head norms, RoPE and the KV write."""
+    """Per-head norms and RoPE."""
     live = _live(v, c)
     heads = p.rnd(v["qkv"][live].to(p.compute)).view(len(live), -1, c.head_dim)
     _, q, k, new_v = heads.split([c.gate_heads, c.q_heads, c.kv_heads, c.kv_heads], dim=1)
-    at, slots = v["positions"][live].long(), v["slot_mapping"][live].long()
+    at = v["positions"][live].long()
     cos, sin = v["rope_cos"][at], v["rope_sin"][at]
     q = eq.norm_rope(q, v["q_norm"], cos, sin, c.eps, p, gemma=c.gemma_norm)
     by_head(v["q"], c)[live] = q.view(len(live), c.kv_heads, c.group, c.head_dim).to(v["q"].dtype)
     k = eq.norm_rope(k, v["k_norm"], cos, sin, c.eps, p, gemma=c.gemma_norm)
-    eq.write_kv(v["k_cache"], k, slots, c)
-    eq.write_kv(v["v_cache"], new_v, slots, c)
+    for name, new in zip(NEW, (k, new_v), strict=True):
+        v[name].transpose(0, 1)[live] = new.to(v[name].dtype)
 
 
 def attention(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """Attention over the caches, this step's tokens among them."""
+    """The KV write, and attention over the caches with it."""
     rows = eq.live_rows(v, c)
     live = [row.row for row in rows]
+    for cache, new in zip(eq.CACHES, NEW, strict=True):
+        eq.write_kv(v[cache], v[new].transpose(0, 1)[live], v["slot_mapping"][live].long(), c)
     q = p.up(by_head(v["q"], c)[live].reshape(len(live), c.q_heads, c.head_dim))
     v["out"].zero_()[live] = eq.attend(q, rows, v, c, p).flatten(1).to(v["out"].dtype)
 
@@ -127,8 +132,9 @@ def enter_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
 
 def rope_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
     """A step with projected rows, some of them as small as the epsilon of a norm."""
-    tensors = step_with(power, c, seed, q=c.q_width)
-    tensors["q"] = tensors["q"].view(c.kv_heads, -1, c.head_dim)
+    tensors = step_with(power, c, seed, q=c.q_width, **dict.fromkeys(NEW, c.kv_width))
+    for name in ("q", *NEW):
+        tensors[name] = tensors[name].view(c.kv_heads, -1, c.head_dim)
     rows = tensors["hidden"].shape[0]
     scale = torch.linspace(1.0, QUIET, rows)[:, None]
     tensors["qkv"] = random((rows, c.qkv_width), torch.float32, 1000 * seed + 9, scale)
@@ -136,13 +142,14 @@ def rope_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
 
 
 def attention_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
-    """A step whose tokens are in the caches."""
-    tensors = step_with(power, c, seed, q=c.q_width, out=c.q_width)
-    tensors["q"] = tensors["q"].view(c.kv_heads, -1, c.head_dim)
-    live = torch.tensor(_live(tensors, c))
-    for i, name in enumerate(eq.CACHES):
-        new = random((len(live), c.kv_heads, c.head_dim), c.torch_dtype, 1000 * seed + 10 + i)
-        eq.write_kv(tensors[name], new, tensors["slot_mapping"][live].long(), c)
+    """A step whose own tokens are not in the caches, where NaN lies in their place; dead rows are NaN."""
+    tensors = step_with(power, c, seed, q=c.q_width, **dict.fromkeys(NEW, c.kv_width), out=c.q_width)
+    dead = torch.ones(len(tensors["hidden"]), dtype=torch.bool)
+    dead[_live(tensors, c)] = False
+    for name in ("q", *NEW):
+        by_row = tensors[name].view(c.kv_heads, len(dead), -1, c.head_dim)
+        by_row[:, dead] = torch.nan
+        tensors[name] = by_row.flatten(1, 2)
     return tensors
 
 
@@ -193,14 +200,21 @@ def shared_blocks(c: DecoderConfig) -> list[Block]:
 
 
 def attention_blocks(c: DecoderConfig) -> list[Block]:
-    """Projection, RoPE and KV write, attention, output projection, with the gate if there is one."""
+    """Projection, RoPE, attention and KV write, output projection, with the gate if there is one."""
     rows = {"residual": c.hidden, "out": c.hidden}
     qkv = dense({"x": c.hidden, "projected": c.qkv_width}, fp32=["projected"])
     caches = dict.fromkeys(eq.CACHES, cache_rows)
     blocks = [
         Block(kernels.qkv_block, partial(project, "w_qkv"), qkv, DENSE_RUNS),
-        Block(kernels.rope_block, rope, rope_inputs, len(STEPS), rows=caches),
-        Block(kernels.attention_block, attention, attention_inputs, len(STEPS), in_pieces=several_pages),
+        Block(kernels.rope_block, rope, rope_inputs, len(STEPS)),
+        Block(
+            kernels.attention_block,
+            attention,
+            attention_inputs,
+            len(STEPS),
+            rows=caches,
+            in_pieces=several_pages,
+        ),
     ]
     if c.gate_heads:
         given = dense({"attended": c.q_width, "qkv": c.qkv_width, **rows}, fp32=["qkv"])

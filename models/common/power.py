@@ -38,7 +38,7 @@ Change = Callable[[dict[str, Tensor], Any], None]
 class Step:
     """Inputs of one step: context and rows of each sequence, dead ones, rows of nobody, and changes.
 
-    Where every context is one page the golden can round the softmax weights as the kernel does.  The two then
+    Where every context is one page the golden rounds the softmax weights as the kernel does.  The two then
     round at the same places and must agree bit for bit, but for a few elements whose sums are taken in
     another order, and what follows from these.  ``differing`` is the part that may differ; None asks for no
     such agreement.
@@ -93,8 +93,8 @@ def hole(tensors: dict[str, Tensor], config: Any) -> None:
 STEPS = (
     # dead sequences with pages lie before one of two runs: to count them moves its runs
     Step((17, 16, 20, 128, 1, 33, 90), (2, 1, 2, 4, 1, 3, 1), {2: "slot", 3: "ctx", 4: "ctx"}, (first_slot,)),
-    # several runs, their pages full or just begun, and others before them
-    Step((96,)),
+    # several runs, their pages full or just begun, by cached tokens alone or by all, and others before them
+    Step((82,)),
     Step((49, 96)),
     Step((48, 97), (1, 3)),
     # sequences without a row between those with one, and at the end
@@ -223,6 +223,7 @@ _FIRST = "the first page, or run, multiplies it by exp(LOWEST - m), which is 0"
 _SHARING = "the length of a run decides only how the work is shared"
 _ALIVE = "where the sequence was found alive before, this test cannot come out differently"
 _SPARE = "a row beyond the heads is computed on its own and never stored"
+_UNREAD = "q, K and V that RoPE leaves on a dead row are read by nobody"
 _SPAN = "a sequence has at most SPAN rows, and where SPAN exceeds 1 every run is merged"
 
 ROW_REASONS = {
@@ -239,7 +240,12 @@ ATTENTION_REASONS = {
     "run_pages = pages_per_run(slot_mapping, cu_q, ctx)": _SHARING,
     "pages = pages + pages_of(s, slot_mapping, cu_q, ctx)": _SHARING,
     "count = pl.min(rows_of(s, slot_mapping, cu_q, ctx), SPAN)": _SPAN,
+    "live = live + 1": _UNREAD,
+    "if pl.read(slot_mapping, [t]) >= 0 and first + live == t:": _UNREAD,
+    "if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):": _UNREAD,
     "if begin < end:": "a run without pages leaves a partial that nobody reads",
+    "if j < count:": "a sequence with a run has a row",
+    "return pl.mul(pl.row_expand_sub(columns, limit), -STEEP)": "any slope far above the scores hides",
     "elif j < SPAN and (SPAN > 1 or runs > 1):": _SPAN,
     "step = pl.minimum(pl.fillpad(earlier, pad_value=pl.PadValue.max), 1.0)": (
         "behind the last of SPAN rows there is no token to be hidden from it"
@@ -257,6 +263,8 @@ ATTENTION_REASONS = {
 }
 """Why a fault on a source line of a full-attention layer can leave every result as it is."""
 
+_ONLY = "the only token of a step has the weight 1 among its own"
+
 ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
     (
         "for t in pl.range(first, end):",
@@ -272,4 +280,8 @@ ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
     ),
     "a sequence has one row at most",
 )
+ONE_TOKEN_REASONS |= {
+    "weights = pl.exp(pl.row_expand_sub(scores, new_m))": _ONLY,
+    'part = pl.matmul(pl.cast(weights, DTYPE, mode="rint"), values, out_dtype=pl.FP32)': _ONLY,
+}
 """The same where SPAN is 1."""

@@ -1,4 +1,4 @@
-"""Per-head QK norm, rotary embedding (Su et al., arXiv:2104.09864, rotate-half form), paged KV write."""
+"""Per-head QK norm and rotary embedding (Su et al., arXiv:2104.09864, rotate-half form)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from models.common.sizes import (
     HALF_DIM,
     HEAD_DIM,
     KV_HEADS,
-    PAGE,
     Q_HEADS,
 )
 
@@ -45,7 +44,7 @@ def norm_rotate(heads: pl.Tensor, weight: pl.Tensor, cos: pl.Tensor, sin: pl.Ten
 
 
 @pl.jit.inline
-def rope_kv_write(
+def rope(
     qkv: pl.Tensor,
     q_weight: pl.Tensor,
     k_weight: pl.Tensor,
@@ -55,28 +54,25 @@ def rope_kv_write(
     ctx: pl.Tensor,
     rope_cos: pl.Tensor,
     rope_sin: pl.Tensor,
-    k_cache: pl.Tensor,
-    v_cache: pl.Tensor,
     q: pl.Tensor,
+    k_new: pl.Tensor,
+    v_new: pl.Tensor,
 ):
-    """Norm and rotate the q and k heads of every live row; write q, and k and v at the row's slot.
+    """Norm and rotate the q and k heads of every live row, and round v.
 
     `qkv` [T, (G + Q + 2 KV) D] fp32 with G gate heads first, which are left alone.  `q` [KV, T GROUP, D] has
-    row t GROUP + g of each KV head: what the rows of a sequence ask of one KV head is one tile.  Caches
-    [pages KV PAGE, D] have row (page KV + head) PAGE + offset, slot = page PAGE + offset.  Dead rows write
-    nothing.
+    row t GROUP + g of each KV head: what the rows of a sequence ask of one KV head is one tile.  `k_new` and
+    `v_new` [KV, T, D] are what the step adds to the caches.  Dead rows write nothing.
     """
     rows = pl.tensor.dim(qkv, 0)
     row_heads = GATE_HEADS + Q_HEADS + 2 * KV_HEADS
     height = (GROUP + 7) // 8 * 8  # a column of 8 fp32 is the least that aligns
     heads = pl.reshape(qkv, [rows * row_heads, HEAD_DIM])
-    q_by_head = pl.reshape(q, [KV_HEADS, rows * GROUP, HEAD_DIM])
-    for item in pl.spmd(rows * KV_HEADS, name_hint="rope_kv_write"):
+    for item in pl.spmd(rows * KV_HEADS, name_hint="rope"):
         t = item // KV_HEADS
         h = item % KV_HEADS
         if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
             position = pl.cast(pl.read(positions, [t]), pl.INDEX)
-            slot = pl.cast(pl.read(slot_mapping, [t]), pl.INDEX)
             half_cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
             half_sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
             cos = side_by_side(half_cos, half_cos)
@@ -85,14 +81,15 @@ def rope_kv_write(
             first = t * row_heads + GATE_HEADS
             q_first = first + h * GROUP
             q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])
-            q_new = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
-            group = pl.reshape(pl.slice(q_new, [GROUP, HEAD_DIM], [0, 0]), [1, GROUP, HEAD_DIM])
-            pl.assemble(q_by_head, group, [h, t * GROUP, 0])
+            q_turned = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
+            group = pl.reshape(pl.slice(q_turned, [GROUP, HEAD_DIM], [0, 0]), [1, GROUP, HEAD_DIM])
+            pl.assemble(q, group, [h, t * GROUP, 0])
 
-            row = (slot // PAGE * KV_HEADS + h) * PAGE + slot % PAGE
             k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])
-            k_new = norm_rotate(rounded(pl.fillpad(k_head)), k_weight, cos, sin)
-            pl.assemble(k_cache, pl.slice(k_new, [1, HEAD_DIM], [0, 0]), [row, 0])
+            k_turned = norm_rotate(rounded(pl.fillpad(k_head)), k_weight, cos, sin)
+            key = pl.reshape(pl.slice(k_turned, [1, HEAD_DIM], [0, 0]), [1, 1, HEAD_DIM])
+            pl.assemble(k_new, key, [h, t, 0])
             v_head = pl.slice(heads, [1, HEAD_DIM], [first + Q_HEADS + KV_HEADS + h, 0])
-            pl.assemble(v_cache, pl.cast(v_head, DTYPE, mode="rint"), [row, 0])
-    return q
+            value = pl.cast(v_head, DTYPE, mode="rint")
+            pl.assemble(v_new, pl.reshape(value, [1, 1, HEAD_DIM]), [h, t, 0])
+    return q, k_new, v_new

@@ -359,10 +359,10 @@ def _accumulator(v: Var, loop: str | None) -> Accumulator:
 
 
 def _blockers(axis: int, lets: list[Let]) -> tuple[Step, ...]:
-    """Ops whose result changes if an axis is divided, from their split rules."""
+    """Ops whose result changes if an axis is divided, from their split rules; a line inlined twice is one."""
     found = []
     for s in lets:
         why = s.op.split(axis, s) if isinstance(s.op, OpDef) else None
         if why is not None:
             found.append(Step(s.op.name, s.span, why))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))

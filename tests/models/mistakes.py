@@ -156,7 +156,9 @@ ATTENTION: dict[str, Mistake] = {
         lambda t, c: {n: t[n].bfloat16().float() for n in ("rope_cos", "rope_sin")}
     ),
     "KV head h % n": wrong_heads,
-    "scores not scaled": replacing(eq, "weighted", lambda f: lambda s, v, p: f(s * v.shape[-1] ** 0.5, v, p)),
+    "scores not scaled": replacing(
+        eq, "weighted", lambda f: lambda s, v, *how: f(s * v.shape[-1] ** 0.5, v, *how)
+    ),
     "current token not attended": seeing(lambda r, rows: max(r.length - 1, 1)),
     "rows see those behind them": seeing(last_of),
     "rows do not see those before them": seeing(first_of),

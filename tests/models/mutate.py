@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from pypto_models.ir.expr import Binary, Const, Expr, Var, binary
-from pypto_models.ir.nodes import Bind, Block, For, Function, Let, Region, Stmt
+from pypto_models.ir.expr import Const, Expr, Var, binary
+from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Stmt
 from pypto_models.ir.rewrite import Rewriter, rewrite_regions
 
 Change = Callable[[Stmt, dict[Var, Expr]], Stmt | Block]
@@ -53,10 +53,10 @@ class _Editor(Rewriter):
 
     def stmt(self, s: Stmt) -> Stmt | Block:
         hit = self.edit.here(s)
-        if hit:
-            self.seen += 1
+        this = hit and self.seen == self.edit.nth
+        self.seen += hit
         new = self.descend(s)
-        return self.edit.change(new, self.env) if hit and self.seen == self.edit.nth + 1 else new
+        return self.edit.change(new, self.env) if this else new
 
 
 # --------------------------------------------------------------------------------------------- edits
@@ -106,6 +106,29 @@ def read_as(region: str, tensor: str, change: Callable[[Var, tuple[Expr, ...]], 
     return Edit(region, here, rebind, nth)
 
 
+def read_at(region: str, tensor: str, index: Callable[[tuple[Expr, ...]], tuple[Expr, ...]]) -> Edit:
+    """A scalar read of ``tensor`` reads from another index."""
+
+    def here(s: Stmt) -> bool:
+        return _is_op("read_tensor")(s) and isinstance(s, Let) and _name(s.args[0]) == tensor
+
+    def change(s: Stmt, env: dict[Var, Expr]) -> Stmt:
+        assert isinstance(s, Let) and isinstance(s.args[1], tuple)
+        return replace(s, args=(s.args[0], index(s.args[1]), *s.args[2:]))  # type: ignore[arg-type]
+
+    return Edit(region, here, change)
+
+
+def never(region: str, nth: int = 0) -> Edit:
+    """The condition of a branch never holds."""
+
+    def change(s: Stmt, env: dict[Var, Expr]) -> Stmt:
+        assert isinstance(s, If)
+        return replace(s, cond=binary("<", Const(1), Const(0)))
+
+    return Edit(region, lambda s: isinstance(s, If), change, nth)
+
+
 def loop(region: str, bounds: Callable[[Expr, Expr], tuple[Expr, Expr]], over: str) -> Edit:
     """The loop of ``region`` whose variable is ``over`` runs from and to other bounds."""
 
@@ -139,10 +162,8 @@ def less_one(x: Expr) -> Expr:
     return binary("-", x, Const(1))
 
 
-def less_one_token(live: Expr) -> Expr:
-    """``min(tokens - first, PAGE)`` with one token less."""
-    assert isinstance(live, Binary) and live.op == "min"
-    return binary("min", less_one(live.lhs), live.rhs)
+def one_more(x: Expr) -> Expr:
+    return binary("+", x, Const(1))
 
 
 def _is_op(name: str) -> Callable[[Stmt], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from models.common.projection import (
     project_out,
     project_qkv,
 )
-from models.common.rope import rope_kv_write
+from models.common.rope import rope
 from models.common.rows import context_of, enter, sequence_of
 from models.common.sizes import DTYPE, HALF_DIM, HEAD_DIM, KV_HEADS, PAGE, Q_HEADS, TARGET_RUNS
 from models.qwen3_14b.config import FULL, TINY
@@ -104,27 +105,29 @@ def rope_entry(
     ctx: pl.Tensor[[B], pl.INT32],
     cos: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     sin: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
-    k_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
-    v_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
+    k_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
+    v_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
 ):
-    q = rope_kv_write(
-        qkv, q_weight, k_weight, positions, slot_mapping, cu_q, ctx, cos, sin, k_cache, v_cache, q
+    q, k_new, v_new = rope(
+        qkv, q_weight, k_weight, positions, slot_mapping, cu_q, ctx, cos, sin, q, k_new, v_new
     )
 
 
 @pl.jit
 def attention_entry(
     q: pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE],
-    k_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
-    v_cache: pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE],
+    k_new: pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE],
+    v_new: pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE],
+    k_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
+    v_cache: pl.InOut[pl.Tensor[[CACHE_ROWS, HEAD_DIM], DTYPE]],
     block_table: pl.Tensor[[B, PAGES], pl.INT32],
     slot_mapping: pl.Tensor[[T], pl.INT32],
     cu_q: pl.Tensor[[B1], pl.INT32],
     ctx: pl.Tensor[[B], pl.INT32],
     out: pl.Out[pl.Tensor[[T, Q_HEADS * HEAD_DIM], DTYPE]],
 ):
-    out = attention(q, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
+    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
 
 
 @pl.jit
@@ -282,7 +285,7 @@ def test_norm_rounds_twice_in_bf16() -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# RoPE and KV write
+# RoPE
 
 
 def rotated(x: Tensor, positions: Tensor, theta: float = 1e4) -> Tensor:
@@ -293,32 +296,27 @@ def rotated(x: Tensor, positions: Tensor, theta: float = 1e4) -> Tensor:
     return torch.cat([turned.real, turned.imag], dim=-1)
 
 
-def test_rope_and_kv_write() -> None:
+def test_rope() -> None:
     positions, slots = [0, 40, 7, 99], [PAGE + 3, 0, -1, 5 * PAGE + PAGE - 1]
     rows, live = len(positions), [0, 1, 3]
     qkv = random(rows, HEADS * HEAD_DIM, std=2.0)
     qkv[2] = torch.nan
     q_weight, k_weight = random(1, HEAD_DIM, seed=1), random(1, HEAD_DIM, seed=2)
     angles = torch.arange(100).double()[:, None] * 1e4 ** (-torch.arange(HALF_DIM).double() / HALF_DIM)
-    caches = [torch.full((6 * KV_HEADS * PAGE, HEAD_DIM), torch.nan) for _ in range(2)]
+    new = [torch.full((KV_HEADS, rows, HEAD_DIM), torch.nan) for _ in range(2)]
     q = torch.full((KV_HEADS, rows * Q_HEADS // KV_HEADS, HEAD_DIM), torch.nan)
     entry("rope_entry")(
         qkv, q_weight, k_weight, ints(*positions), ints(*slots), ints(0, 1, 2, 3, 4), ints(1, 41, 8, 100),
-        angles.cos().float(), angles.sin().float(), *caches, q,
+        angles.cos().float(), angles.sin().float(), q, *new,
     )  # fmt: skip
 
     heads = qkv.view(rows, HEADS, HEAD_DIM)[live]
     raw_q, raw_k, v = heads.split([Q_HEADS, KV_HEADS, KV_HEADS], dim=1)
     at = ints(*positions)[live]
     close(by_token(q, rows)[live], rotated(rms_norm(raw_q, q_weight[0]), at), 2e-5)
-    assert by_token(q, rows)[2].isnan().all()  # a dead row writes nothing
-    for pool, expected in zip(caches, (rotated(rms_norm(raw_k, k_weight[0]), at), v), strict=True):
-        paged = pool.view(6, KV_HEADS, PAGE, HEAD_DIM)
-        for i, row in enumerate(live):
-            page, offset = divmod(slots[row], PAGE)
-            close(paged[page, :, offset], expected[i], 2e-5)
-            paged[page, :, offset] = torch.nan
-        assert pool.isnan().all()  # and no other slot changed
+    close(by_token(new[0], rows)[live], rotated(rms_norm(raw_k, k_weight[0]), at), 2e-5)
+    assert torch.equal(by_token(new[1], rows)[live], v)
+    assert all(by_token(x, rows)[2].isnan().all() for x in (q, *new))  # a dead row writes nothing
 
 
 # --------------------------------------------------------------------------------------------------
@@ -326,7 +324,10 @@ def test_rope_and_kv_write() -> None:
 
 
 def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages."""
+    """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages.
+
+    The last token of each is the step's own: the block must bring it to its slot, where NaN is.
+    """
     batch = len(lengths)
     counts = [math.ceil(n / PAGE) for n in lengths]
     order = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -334,23 +335,31 @@ def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: 
     shape = (sum(counts), KV_HEADS, PAGE, HEAD_DIM)
     pools = [torch.full(shape, torch.nan) for _ in range(2)]
     q = random(batch, Q_HEADS, HEAD_DIM, seed=seed, std=scale_q)
+    new, slots = torch.empty(2, KV_HEADS, batch, HEAD_DIM), []
     expected = torch.empty(batch, Q_HEADS, HEAD_DIM)
     for s, (n, count) in enumerate(zip(lengths, counts, strict=True)):
         pages = [order.pop() for _ in range(count)]
         table[s, :count] = torch.tensor(pages)
         kv = random(2, KV_HEADS, n, HEAD_DIM, seed=100 * seed + s)
-        for pool, new in zip(pools, kv, strict=True):
+        for pool, whole in zip(pools, kv, strict=True):
             for token in range(n):
-                pool[pages[token // PAGE], :, token % PAGE] = new[:, token]
+                pool[pages[token // PAGE], :, token % PAGE] = whole[:, token]
+        new[:, :, s] = kv[:, :, -1]
+        slots.append(pages[-1] * PAGE + (n - 1) % PAGE)
         expected[s] = torch.nn.functional.scaled_dot_product_attention(
             q[s, None, :, None].double(), kv[0, None].double(), kv[1, None].double(),
             scale=sizes.SCALE, enable_gqa=True,
         )[0, :, 0]  # fmt: skip
+    given = [pool.clone() for pool in pools]
+    for pool, slot in itertools.product(given, slots):
+        pool[slot // PAGE, :, slot % PAGE] = torch.nan
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
     entry("attention_entry", TARGET_RUNS=target_runs)(
-        by_head(q, KV_HEADS), *(pool.view(-1, HEAD_DIM) for pool in pools), table,
-        ints(*range(batch)), ints(*range(batch + 1)), ints(*lengths), out,
+        by_head(q, KV_HEADS), *new, *(pool.view(-1, HEAD_DIM) for pool in given), table,
+        ints(*slots), ints(*range(batch + 1)), ints(*lengths), out,
     )  # fmt: skip
+    for pool, whole in zip(given, pools, strict=True):
+        assert torch.equal(pool.view(torch.int32), whole.view(torch.int32))
     return out.view_as(expected), expected
 
 

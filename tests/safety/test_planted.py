@@ -72,7 +72,7 @@ def test_no_pass_drops_a_write() -> None:
     for after in written[1:]:  # spills add writes
         assert all(after[key] >= n for key, n in written[0].items())
     front_end = program.compiled.stages[0][1]
-    lost = writes(mutated(front_end, [drop_store("rope_kv_write", "k_cache")]))
+    lost = writes(mutated(front_end, [drop_store("attention", "k_cache")]))
     assert {n for n, _ in written[0] - lost} == {"k_cache"}  # a dropped one would show
 
 

@@ -159,6 +159,7 @@ def test_attention_runs_as_written_and_says_why(target: str) -> None:
     assert all(p.paged and p.row_bytes % 128 == 0 for p in s.items.pages)
     assert {"row_max", "row_sum"} == {x.op for x in s.fixed_by}
     assert all(x.line > 0 and "reduces along" in x.why for x in s.fixed_by)
+    assert len(set(s.fixed_by)) == len(s.fixed_by), "an op inlined twice is named once"
     assert s.prefetch == (), "the caches are written in the same step"
     assert max(p.bytes for p in s.items.pages) == s.items.cuts * s.ring.slot_bytes
 
@@ -166,13 +167,15 @@ def test_attention_runs_as_written_and_says_why(target: str) -> None:
 @each
 @pytest.mark.parametrize("batch", [16, 1])
 def test_attention_of_a_launch(target: str, batch: int) -> None:
-    """Every page is read once; the busiest CTA at batch 16, and at batch 1 within one page of the mean."""
+    """Every cached token is read once; the busiest CTA at batch 16, or at 1 within a page of the mean."""
     context, t = 4096, load_target(target)
     given = decode_layer.cli_arguments(target, {"BATCH": batch, "ctx": context})
     blocks = loads_by_block(layer(target).graph, t, given, "attention")
     kv = [b.get("k_cache", 0) + b.get("v_cache", 0) for b in blocks]
     traffic = item_traffic(schedules(target)["attention"], kv, t.cores)
-    assert traffic.total == sum(kv) == batch * context * 4096
+    assert traffic.total == sum(kv) == batch * (context - 1) * 4096
+    new = sum(b.get("k_new", 0) + b.get("v_new", 0) for b in blocks)
+    assert new == 2 * batch * 4096, "for the run that attends to the token, and for the one that writes it"
     assert traffic.whole_lines
     if batch == 16:
         assert traffic.imbalance <= BALANCE

@@ -8,12 +8,13 @@ They are made of the models' own blocks.  The operand norm of a projection is a 
 from __future__ import annotations
 
 import pypto_models.language as pl
+from models.common.attention import write_kv
 from models.common.gate import apply_gate
 from models.common.layer import mlp
 from models.common.norm import apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_out, project_qkv
-from models.common.rope import rope_kv_write
-from models.common.rows import enter
+from models.common.rope import rope
+from models.common.rows import enter, sequence_of
 from models.common.sizes import DTYPE, GATE_HEADS, GROUP, HALF_DIM, HEAD_DIM, KV_HEADS, Q_HEADS
 
 HIDDEN = 256
@@ -105,12 +106,18 @@ def bench_layer_without_attention(
     normed = pl.create_tensor([rows, HIDDEN], DTYPE)
     qkv = pl.create_tensor([rows, QKV_WIDTH], pl.FP32)
     q = pl.create_tensor([KV_HEADS, rows * GROUP, HEAD_DIM], DTYPE)
+    k_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
+    v_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
     middle = pl.create_tensor([rows, HIDDEN], DTYPE)
     residual, normed = enter(hidden, input_norm, slot_mapping, cu_q, ctx, residual, normed)
     qkv = project_qkv(normed, w_qkv, qkv)
-    q = rope_kv_write(
-        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, k_cache, v_cache, q
+    q, k_new, v_new = rope(
+        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, q, k_new, v_new
     )
+    for item in pl.spmd(rows * KV_HEADS, name_hint="write_kv"):
+        t = item // KV_HEADS
+        if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
+            write_kv(k_new, v_new, slot_mapping, t, 1, item % KV_HEADS, k_cache, v_cache)
     attended = pl.reshape(q, [rows, Q_WIDTH])
     if GATE_HEADS > 0:
         gated = pl.create_tensor([rows, Q_WIDTH], DTYPE)

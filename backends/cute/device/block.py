@@ -232,6 +232,52 @@ def copy_rows(
                 copy_16(source + (Int64(row) * source_pitch + at), to + (row * to_pitch + at), live)
 
 
+@cute.jit
+def copy_rows_now(
+    source: cute.Pointer, source_pitch: Any, to: cute.Pointer, to_pitch: cutlass.Constexpr,
+    rows: Any, tile_rows: cutlass.Constexpr, columns: cutlass.Constexpr, vector: cutlass.Constexpr,
+):  # fmt: skip
+    """As :func:`copy_rows`, through registers: it leaves asynchronous copies alone that are under way."""
+    held = load_rows(source, source_pitch, rows, tile_rows, columns, vector)
+    put_rows(held, to, to_pitch, tile_rows, columns, vector)
+
+
+@cute.jit
+def load_rows(
+    source: cute.Pointer, source_pitch: Any, rows: Any, tile_rows: cutlass.Constexpr,
+    columns: cutlass.Constexpr, vector: cutlass.Constexpr,
+):  # fmt: skip
+    """The pieces of a tile that this thread copies, in registers."""
+    tid, _, _ = cute.arch.thread_idx()
+    pieces = columns // vector
+    count = -(-tile_rows * pieces // THREADS)
+    held = cute.make_rmem_tensor(cute.make_layout(count * vector), source.dtype)
+    held.fill(source.dtype(0))
+    for n in cutlass.range_constexpr(count):
+        piece = tid + n * THREADS
+        if piece // pieces < min(rows, Int32(tile_rows)):
+            load_run(
+                source + (Int64(piece // pieces) * source_pitch + piece % pieces * vector),
+                held, n * vector, vector,
+            )  # fmt: skip
+    return held
+
+
+@cute.jit
+def put_rows(
+    held: cute.Tensor, to: cute.Pointer, to_pitch: cutlass.Constexpr, tile_rows: cutlass.Constexpr,
+    columns: cutlass.Constexpr, vector: cutlass.Constexpr,
+):  # fmt: skip
+    """Write the pieces of :func:`load_rows` to shared memory."""
+    tid, _, _ = cute.arch.thread_idx()
+    pieces = columns // vector
+    for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
+        piece = tid + n * THREADS
+        if piece < tile_rows * pieces:
+            there = to + (piece // pieces * to_pitch + piece % pieces * vector)
+            store_run(there, held, n * vector, vector)
+
+
 def copy_16(source: cute.Pointer, to: cute.Pointer, live: Int32) -> None:
     """Begin to copy ``live`` bytes, 16 or none, from global to shared memory; the rest of 16 becomes zero."""
     cute.arch.inline_ptx(

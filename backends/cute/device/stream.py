@@ -57,6 +57,7 @@ class Stream:
     chunk: int
     stages: int
     m_tiles: int  # rows of the batch / 16
+    late: bool  # whether the next kernel may start only when this one has waited
     weight_row: Callable[..., Any]
     finish: Callable[..., Any]
     parts: int = 0  # partial sums of a row, left by the CTAs of the producer
@@ -178,7 +179,8 @@ class Stream:
 
         # --- prologue: the weights depend on no kernel before this one, the rows of the batch do
         steps = self.k // self.chunk
-        cute.arch.griddepcontrol_launch_dependents()
+        if cutlass.const_expr(not self.late):
+            cute.arch.griddepcontrol_launch_dependents()
         for d in cutlass.range_constexpr(self.stages - 1):
             if cutlass.const_expr(d < steps):
                 for i in cutlass.range_constexpr(w_count):
@@ -195,6 +197,8 @@ class Stream:
                         cute.copy(fill, piece_of(c_from, at), piece_of(c_ring, at))
             cute.arch.cp_async_commit_group()
         cute.arch.griddepcontrol_wait()
+        if cutlass.const_expr(self.late):
+            cute.arch.griddepcontrol_launch_dependents()
         self.stamp(stamps, cta, 1)
         per_warp = -(-self.m_tiles * M // self.warps)
         per_lane = max(1, -(-self.parts // 32))

@@ -39,17 +39,19 @@ def groups(function: Function) -> list[tuple[str, ...]]:
 
 
 # ---------------------------------------------------------------------------------------------- the layers
-LAYERS = {  # regions that share a launch, and the launches of a layer with the final norm
-    "qwen3_14b/full": ((("input_norm", "attention_runs"),), 9),
-    "qwen3_5_27b/full": ((("input_norm", "attention_runs"),), 10),
-    "qwen3_5_27b/gdn": ((("input_norm", "delta_starts"), ("gdn_gates", "gdn_conv")), 9),
+LAYERS = {  # regions that share a launch, those in the tail of another, launches with that of the final norm
+    ("qwen3_14b/full", "h200"): ((("input_norm", "attention_runs"),), ["attention_merge"], 7),
+    ("qwen3_14b/full", "gb10"): ((("input_norm", "attention_runs"),), [], 8),
+    ("qwen3_5_27b/full", "h200"): ((("input_norm", "attention_runs"),), [], 9),
+    ("qwen3_5_27b/full", "gb10"): ((("input_norm", "attention_runs"),), [], 9),
+    ("qwen3_5_27b/gdn", "h200"): ((("input_norm", "delta_starts"), ("gdn_gates", "gdn_conv")), [], 9),
+    ("qwen3_5_27b/gdn", "gb10"): ((("input_norm", "delta_starts"), ("gdn_gates", "gdn_conv")), [], 9),
 }
 
 
-@pytest.mark.parametrize("target", ["h200", "gb10"])
-@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("kind", "target"), LAYERS)
 def test_the_layers(kind: str, target: str) -> None:
-    shared, launches = LAYERS[kind]
+    shared, tails, launches = LAYERS[kind, target]
     layer = full_layers()[f"{kind}/full/bf16"]
     loaded = load_target(target)
     given = layer.kind.compile_options(layer.config, target, "skip", rows=16)["constants"]
@@ -59,6 +61,7 @@ def test_the_layers(kind: str, target: str) -> None:
     found = [k for k in module.kernels if " and " in k.region]
     assert [k.region for k in found] == [" and ".join(regions) for regions in shared]
     assert [k.name for k in found] == ["_and_".join(regions) for regions in shared]
+    assert [k.region.split(" then ")[1] for k in module.kernels if " then " in k.region] == tails
     assert count(module.launches) == len(module.kernels) == launches
 
 

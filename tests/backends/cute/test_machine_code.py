@@ -113,7 +113,7 @@ def stream_bytes(k: KernelSource) -> int:
     given = dict(re.findall(r"(\w+)=(\w+)", call[1]))
     values = {f.name: int(v) for f in fields(Stream) if (v := given.get(f.name, "")).isdigit()}
     assert {"k", "columns", "ctas", "chunk", "stages"} <= set(values)
-    stream = Stream(**values, weight_row=print, finish=print)
+    stream = Stream(**values, late=False, weight_row=print, finish=print)
     columns = re.search(r"x_columns=(\w+)", call[2])
     per_column = {"pointer:BF16": 2, "pointer:FP32": 4}[dict(k.parameters)[columns[1]]] if columns else 0
     norm = (stream.stages * stream.chunk * per_column, 4 * stream.scales * stream.m_tiles * M)

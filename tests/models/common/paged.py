@@ -101,6 +101,28 @@ def caches(
     return contexts, *(pool.view(-1, dim) for pool in pools)
 
 
+def without_own(
+    step: Step, pools: Sequence[Tensor], kv_heads: int, page: int, span: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The pools before the step, NaN in its slots, and what it adds to them: `[KV, T, D]`, NaN on dead rows.
+
+    A sequence's rows beyond `span` add nothing: `pools` lose them.
+    """
+    before, added = [], []
+    for pool in pools:
+        paged, dim = pool.view(-1, kv_heads, page, pool.shape[1]), pool.shape[1]
+        old, new = paged.clone(), torch.full((kv_heads, step.rows, dim), torch.nan, dtype=pool.dtype)
+        for row, s, _ in step.live:
+            at, offset = divmod(int(step.slot_mapping[row]), page)
+            new[:, row] = paged[at, :, offset]
+            old[at, :, offset] = torch.nan
+            if row - int(step.cu_q[s]) >= span:
+                paged[at, :, offset] = torch.nan
+        before.append(old.view(-1, dim))
+        added.append(new)
+    return before, added
+
+
 def by_head(q: Tensor, kv_heads: int) -> Tensor:
     """Query heads `[T, Q, D]` in the layout between RoPE and attention: `[KV, T GROUP, D]`."""
     return q.unflatten(1, (kv_heads, -1)).transpose(0, 1).flatten(1, 2).contiguous()

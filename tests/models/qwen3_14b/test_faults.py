@@ -18,6 +18,7 @@ from models.qwen3_14b.config import TINY, Config
 from models.qwen3_14b.harness import LAYER
 from models.qwen3_14b.inputs import LmHead, make_inputs
 from pypto_models.compile import Program, compile_function
+from pypto_models.errors import UserError
 from pypto_models.ir.expr import Const, binary
 from tests.models.mutate import (
     Edit,
@@ -26,10 +27,12 @@ from tests.models.mutate import (
     first_half,
     last_half,
     less_one,
-    less_one_token,
     loop,
     mutated,
+    never,
+    one_more,
     read_as,
+    read_at,
     scalar,
     without_last,
 )
@@ -37,8 +40,8 @@ from tests.models.qwen3_14b.step import REAL_HEADS, TINY_FP32, step
 
 CONFIGS = {"bf16": TINY, "fp32": TINY_FP32}
 
-# Several pages each, none with a single token on its last page, where one token less would be an empty page
-CONTEXT = (128, 99, 64, 34, 112, 80)
+# Several pages each, and behind none a single cached token, so that one less would not be an empty page
+CONTEXT = (128, 99, 64, 35, 112, 80)
 
 ONE_RUN, SEVERAL_RUNS = 1, 16  # TARGET_RUNS for these 34 pages: runs of 34 pages, or of 3
 
@@ -75,10 +78,12 @@ FAULTS = {
     # context
     "older half of the context ignored": fault(loop("attention", last_half, "p")),
     "newer half of the context ignored": fault(loop("attention", first_half, "p")),
-    "current token not attended": fault(scalar("attention", "live", less_one_token)),
-    "block table ignored": fault(read_as("attention", "block_table", lambda value, index: index[1])),
-    "one page too low": fault(
-        read_as("attention", "block_table", lambda value, index: binary("max", less_one(value), Const(0)))
+    "current token not attended": fault(never("attention", nth=1)),
+    "token before it not attended": fault(scalar("attention", "cached", less_one)),
+    "current token taken from its slot as well": fault(scalar("attention", "cached", one_more)),
+    "every page the first": fault(read_at("attention", "block_table", lambda index: (index[0], Const(0)))),
+    "the page before": fault(
+        read_at("attention", "block_table", lambda i: (i[0], binary("max", less_one(i[1]), Const(0))))
     ),
     "last run not merged": fault(scalar("attention_merge", "here", less_one), target_runs=SEVERAL_RUNS),
     "older runs not rescaled": fault(
@@ -90,28 +95,28 @@ FAULTS = {
     "runs side by side not rescaled": fault(
         bypass("attention_merge", "row_expand_mul", 0, nth=2), target_runs=SEVERAL_RUNS
     ),
-    "older pages not rescaled": fault(bypass("attention", "row_expand_mul", 0)),
-    "sum of older pages not rescaled": fault(bypass("attention", "mul", 0, nth=1)),
-    "scores not scaled": fault(bypass("attention", "mul", 0)),
+    "older pages not rescaled": fault(bypass("attention", "row_expand_mul", 0, nth=1)),
+    "sum of older pages not rescaled": fault(bypass("attention", "mul", 0, nth=3)),
+    "score of the current token not scaled": fault(bypass("attention", "mul", 0)),
+    "scores of cached tokens not scaled": fault(bypass("attention", "mul", 0, nth=2)),
     # KV write; the caches hold stale values where the token belongs
-    "K not written": fault(drop_store("rope_kv_write", "k_cache"), fails=(*OUTPUTS, "k_cache")),
-    "V not written": fault(drop_store("rope_kv_write", "v_cache"), fails=(*OUTPUTS, "v_cache")),
-    "wrong slot": fault(scalar("rope_kv_write", "slot", less_one), fails=(*OUTPUTS, "k_cache", "v_cache")),
+    "K not written": fault(drop_store("attention", "k_cache"), fails=("k_cache",)),
+    "V not written": fault(drop_store("attention", "v_cache"), fails=("v_cache",)),
+    "KV of several runs not written": fault(
+        never("attention", nth=3), fails=("k_cache", "v_cache"), target_runs=SEVERAL_RUNS
+    ),
+    "wrong slot": fault(scalar("attention", "slot", less_one), fails=("k_cache", "v_cache")),
     # norms and RoPE
     "input norm skipped": fault(*no_norm("input_norm"), fails=(*OUTPUTS, "v_cache")),
     "post norm skipped": fault(*no_norm("post_norm")),
     "final norm skipped": fault(*no_norm("final_norm"), fails=("normed",)),
     "input norm without its weight": fault(bypass("input_norm", "col_expand_mul", 0)),
     "post norm without its weight": fault(bypass("post_norm", "col_expand_mul", 0)),
-    "q norm skipped": fault(*no_norm("rope_kv_write")),
-    "k norm skipped": fault(*no_norm("rope_kv_write", nth=1, weight_nth=3), fails=(*OUTPUTS, "k_cache")),
-    "q norm without its weight": fault(bypass("rope_kv_write", "col_expand_mul", 0)),
-    "RoPE skipped": fault(
-        scalar("rope_kv_write", "position", lambda value: Const(0)), fails=(*OUTPUTS, "k_cache")
-    ),
-    "RoPE one position late": fault(
-        scalar("rope_kv_write", "position", less_one), fails=(*OUTPUTS, "k_cache")
-    ),
+    "q norm skipped": fault(*no_norm("rope")),
+    "k norm skipped": fault(*no_norm("rope", nth=1, weight_nth=3), fails=(*OUTPUTS, "k_cache")),
+    "q norm without its weight": fault(bypass("rope", "col_expand_mul", 0)),
+    "RoPE skipped": fault(scalar("rope", "position", lambda value: Const(0)), fails=(*OUTPUTS, "k_cache")),
+    "RoPE one position late": fault(scalar("rope", "position", less_one), fails=(*OUTPUTS, "k_cache")),
     # MLP
     "SiLU removed": fault(bypass("gate_up_silu", "mul", 0)),
     "gate without its sigmoid's argument": fault(bypass("gate_up_silu", "neg", 0)),
@@ -127,6 +132,16 @@ FAULTS = {
         (loop("lm_head", without_last, "k"),), fails=("logits",), lm_head="full"
     ),
 }
+
+
+REFUSED = {
+    "block table ignored": read_as("attention", "block_table", lambda value, index: index[1]),
+    "one page too low": read_as(
+        "attention", "block_table", lambda value, index: binary("max", less_one(value), Const(0))
+    ),
+    "every sequence the rows of the first": scalar("attention", "first", lambda _: Const(0)),
+}
+"""Faults that get no further than the simulator: a sequence touches the slot that another one writes."""
 
 
 def stale(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -172,6 +187,13 @@ def test_a_fault_fails(name: str, config: Config) -> None:
     assert not result.passed
     failed = {name for name, report in result.reports.items() if report.status == "FAIL"}
     assert failed >= set(seeded.fails)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_fault_is_refused(name: str) -> None:
+    mutant = compile_function(mutated(step(TINY, "skip").compiled.stages[0][1], (REFUSED[name],)))
+    with pytest.raises(UserError, match=r"of region 'attention' touch k_cache\["):
+        outcome(mutant, TINY, CONTEXT, "skip")
 
 
 HARD = (

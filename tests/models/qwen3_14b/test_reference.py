@@ -124,6 +124,25 @@ def test_bf16_is_as_close_to_fp64_as_transformers_is(layer: int) -> None:
             assert ours < 1.1 * theirs, name
 
 
+@pytest.mark.parametrize("own", [1, 4, 9])
+def test_softmax_in_two_pieces_is_softmax(own: int) -> None:
+    generator = torch.Generator().manual_seed(own)
+    scores, values = (torch.randn(s, generator=generator).double() for s in ((2, 3, 9), (2, 9, 8)))
+    pieces = equations.weighted(4 * scores, values, own, Precision(torch.float64, round_weights=True))
+    torch.testing.assert_close(pieces, torch.softmax(4 * scores, -1) @ values, rtol=0, atol=1e-14)
+
+
+def test_weights_are_rounded_relative_to_the_maximum_so_far() -> None:
+    """Of one token of the step and one before it: the first weight is 1, and the second alone is rounded."""
+    own, before = 0.3, 0.1
+    scores, values = torch.tensor([[before, own]]), torch.tensor([[1.0], [0.0]])
+    p = Precision(torch.float32, torch.bfloat16, round_weights=True)
+    weight = torch.tensor(math.exp(before - own))
+    expected = weight.bfloat16().float() / (1 + weight)
+    torch.testing.assert_close(equations.weighted(scores, values, 1, p)[0], expected[None], rtol=0, atol=1e-7)
+    assert abs(float(expected - weight / (1 + weight))) > 1e-4
+
+
 def test_fp32_is_a_thousand_times_closer_to_fp64_than_bf16() -> None:
     run = oracle("fp32")
     tensors = run.tensors(0, 0)

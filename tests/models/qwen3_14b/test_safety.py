@@ -63,7 +63,7 @@ def test_two_rows_with_one_slot_are_a_race() -> None:
     tensors = make_inputs(TINY, 4, 40, seed=0, lm_head="full")
     tensors["slot_mapping"][3] = tensors["slot_mapping"][1]
     program = compile(decode_layer_with_head, constants=CONSTANTS)
-    with pytest.raises(UserError, match=r"of region 'rope_kv_write' touch k_cache\["):
+    with pytest.raises(UserError, match=r"of region 'attention' touch k_cache\["):
         program(*(tensors[p.name] for p in program.params))
 
 

@@ -23,8 +23,10 @@ from tests.models.mutate import (
     bypass,
     drop_store,
     first_half,
+    less_one,
     loop,
     mutated,
+    never,
     read_as,
     scalar,
     without_last,
@@ -89,9 +91,14 @@ FAULTS = {
     "gate without its sigmoid's argument": full(bypass("attention_gate", "neg", 0)),
     "norm weights not centred": full(bypass("input_norm", "add", 0, nth=1), fails=(*OUTPUTS, "v_cache")),
     "later tokens of the step attended": full(bypass("attention", "minimum", 0, nth=SPAN - 1)),
-    "RoPE skipped": full(
-        scalar("rope_kv_write", "position", lambda value: Const(0)), fails=(*OUTPUTS, "k_cache")
+    "no token of the step attended": full(never("attention", nth=1)),
+    "the current token alone attended": full(
+        *(bypass("attention", "add", 0, nth=j) for j in reversed(range(SPAN - 1)))
     ),
+    "tokens before the step not counted": full(scalar("attention", "cached", less_one)),
+    "K of one row alone written": full(drop_store("attention", "k_cache", nth=1), fails=("k_cache",)),
+    "V of the third row not written": full(drop_store("attention", "v_cache", nth=2), fails=("v_cache",)),
+    "RoPE skipped": full(scalar("rope", "position", lambda value: Const(0)), fails=(*OUTPUTS, "k_cache")),
 }
 
 REFUSED = {

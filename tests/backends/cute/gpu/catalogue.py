@@ -32,13 +32,17 @@ from pypto_models.target import Target, load_target
 from ..norm_kernels import norm_between
 from ..sharing_kernels import around_a_stream, three_apart
 from ..support import project, shifted, twice, two_regions
+from ..tail_kernels import sums_and_halves
 
-SMALL = (twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between)
+SMALL = (twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between, sums_and_halves)
 GB10 = "gb10"
 ROWS = 16  # of a step of one row a sequence
 
 REAL_HEADS_14B = replace(TINY, hidden=512, head_dim=128, intermediate=1024, page=128, max_seq=1024)
 """The head size and group of the published model, in a narrow one."""
+
+# As many runs of attention as at the published size, so that a launch merges them in its tail
+MANY_RUNS = {"TARGET_RUNS": 33, "MERGE_TILES": 1}
 
 # Contexts of 1, 3 and 16 sequences, in 128ths of the longest
 BATCHES = (
@@ -163,8 +167,12 @@ def blocks() -> dict[str, OneBlock]:
 def step_entry(layer: Layer, target: Target) -> Entry:
     """One row a sequence; at the published size without the LM head."""
     head = "skip" if layer.size == "full" else "single"
-    options = layer.kind.compile_options(layer.config, target.name, head, rows=ROWS)
-    return Entry(layer.kind.kernel_for(head), target, options["constants"])
+    given = layer.kind.compile_options(layer.config, target.name, head, rows=ROWS)["constants"]
+    kernel = layer.kind.kernel_for(head)
+    if layer.size == "real_heads":
+        read = constant_names(kernel)
+        given = {**given, **{n: v for n, v in MANY_RUNS.items() if n in read}}
+    return Entry(kernel, target, given)
 
 
 def span_entry(layer: Layer, target: Target) -> Entry:

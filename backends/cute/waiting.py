@@ -1,0 +1,109 @@
+"""What a kernel does before it waits for the kernels before it (order.py says what it may do).
+
+The statements that read what nobody writes come first.  Small tiles among them are held in registers, and
+reach shared memory together.  The loops of a block begin their first loads where these need nothing else.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+from pypto_models.ir.expr import Expr, Var
+from pypto_models.ir.nodes import Bind, Block, For, Let, LoopKind, Stmt
+from pypto_models.ir.rewrite import defs, uses
+
+from .order import AFTER, READS, VIEWS, WAIT
+from .places import vectors
+from .prefetch import Staged, stores_in
+from .text import BARRIER
+from .tiles import Tile
+from .timing import WAITED
+
+if TYPE_CHECKING:
+    from .kernel import Kernel
+
+EARLY_BYTES = 1024  # of a tile that is brought to shared memory before the wait
+
+
+def ask(k: Kernel, var: Var, tile: Tile) -> None:
+    """Load a small tile before the wait; it comes to shared memory when something needs one of them."""
+    place = k.place(var.name, tile.shape, tile.dtype)
+    if tile.plain is None or not vectors(tile, place):
+        k.fill(tile, place, var)
+    else:
+        pointer, pitch, rows = tile.plain
+        sizes = f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes}"
+        load = f"block.load_rows({pointer}, {pitch}, Int32({rows}), {sizes})"
+        held = k.text.let(f"{var.name}_held", load)
+        k.asked.append(f"block.put_rows({held}, {place.name}, {place.pitch}, {sizes})")
+    k.tiles[var] = k.from_shared(place, tile.shape, tile.valid)
+
+
+def receive(k: Kernel) -> None:
+    """What was asked for is in shared memory from here on."""
+    if k.asked:
+        k.text.part()
+        for line in k.asked:
+            k.text.line(line)
+        k.text.line(BARRIER)
+        k.asked.clear()
+
+
+def wait_once(k: Kernel) -> None:
+    """For the kernels before this one, unless it has."""
+    receive(k)
+    if not k.waited:
+        k.text.line(WAIT)
+        k.text.line(AFTER)
+        k.waited = True
+        if not k.noted:  # the wait behind a branch that may have waited is not noted
+            k.stamp(WAITED)
+
+
+def start_rings(k: Kernel, body: Block) -> None:
+    """Before the wait: the first loads of a block's loops, where they need nothing that comes later."""
+    later: set[Expr] = set()
+    written: list[Var] = []
+    for s in body:
+        if isinstance(s, For) and s.kind is LoopKind.PIPELINE and id(s) not in k.rings:
+            ring = Staged.plan(k, s)
+            if ring is not None and ring.early(k, s, later, written):
+                k.rings[id(s)] = ring
+                ring.prologue(k, s, k.bounds(s))
+        later |= set(defs(s))
+        written += stores_in((s,))
+
+
+def constants_first(k: Kernel, body: Block) -> Block:
+    """The statements of a block, those first that read what no kernel writes: they overlap the wait."""
+    now: list[Stmt] = []
+    later: list[Stmt] = []
+    undefined: set[Expr] = set()
+    views = dict(k.views)
+    for s in body:
+        if isinstance(s, Let) and s.op.name in VIEWS and s.args[0] in views:
+            views[s.result] = views[s.args[0]]  # of the same tensor
+        moves = isinstance(s, Bind) or (
+            isinstance(s, Let)
+            and s.op.name in (*VIEWS, *READS)
+            and s.args[0] in views
+            and (s.op.name in VIEWS or views[s.args[0]].base in k.ahead.constants)
+            and (s.op.name != "load" or k.ahead.tiles)
+        )
+        if moves and not undefined & set(uses((s,))):
+            now.append(s)
+        else:
+            later.append(s)
+            undefined |= set(defs(s))
+    return (*now, *later)
+
+
+def small(tile: Tile) -> bool:
+    """Whether a tile, such as the weights of a norm, takes little shared memory."""
+    return prod(tile.shape) * tile.dtype.bytes <= EARLY_BYTES
+
+
+def reads(s: Stmt) -> bool:
+    """Whether a statement only names something, or reads it from memory."""
+    return isinstance(s, Bind) or (isinstance(s, Let) and s.op.name in (*VIEWS, *READS))

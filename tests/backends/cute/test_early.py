@@ -1,0 +1,248 @@
+"""What a kernel does before it waits for the ones before it, and who may still run then."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import pytest
+
+import pypto_models.language as pl
+from backends.cute.compiler import Refusal, Unit, compile_units
+from backends.cute.lower import lower
+from backends.cute.module import Module
+from pypto_models.compile import lower_function
+from pypto_models.target import load_target
+
+from . import norm_kernels as versions
+from .norm_kernels import norm_between
+from .support import module_of, needs_cutlass
+
+H200 = load_target("h200")
+HEAD = """import pypto_models.language as pl
+
+R = pl.dynamic("R")
+
+@pl.jit
+def kernel(
+    x: pl.InOut[pl.Tensor[[16, 64], pl.BF16]],
+    keys: pl.InOut[pl.Tensor[[512, 64], pl.BF16]],
+    low: pl.Tensor[[1, 64], pl.FP32],
+    high: pl.Tensor[[1, 64], pl.FP32],
+    n: pl.Tensor[[4], pl.INT32],
+    y: pl.InOut[pl.Tensor[[R, 64], pl.FP32]],
+    z: pl.InOut[pl.Tensor[[64, 64], pl.FP32]],
+):
+    q = pl.create_tensor([16, 64], pl.BF16)
+"""
+
+
+def neg(name: str, source: str, to: str, blocks: str = "8") -> str:
+    """A region that reads one tensor and writes another, two rows a block."""
+    tile = f"pl.neg(pl.slice({source}, [2, 64], [b * 2, 0]))"
+    return f"for b in pl.spmd({blocks}, name_hint='{name}'):\n    pl.assemble({to}, {tile}, [b * 2, 0])\n"
+
+
+def take(*before: str, loop: str = "", after: str = "", start: str = "0", rows: str = "keys") -> str:
+    """A region whose K loop runs ahead, with statements before, in and behind the loop."""
+    body = f"""asked = pl.slice(q, [16, 64], [0, 0])
+acc = pl.create_tensor([16, 64], pl.FP32)
+for k in pl.pipeline({start}, 8, stage=2):
+    tile = pl.slice({rows}, [64, 64], [k * 64, 0])
+    scores = pl.exp(pl.matmul(asked, tile, b_trans=True, out_dtype=pl.FP32))
+    if k == {start}:
+        acc = scores
+    else:
+        acc = pl.add(acc, scores)
+{loop}
+pl.assemble(y, acc, [b * 16, 0])
+{after}
+"""
+    return "for b in pl.spmd(4, name_hint='take'):\n" + textwrap.indent("\n".join((*before, body)), "    ")
+
+
+def looped(*parts: str) -> str:
+    """Regions in a loop whose trips the launcher counts."""
+    return "for i in pl.range(pl.tensor.dim(y, 0)):\n" + textwrap.indent("".join(parts), "    ")
+
+
+def lowered(*parts: str) -> Module:
+    text = HEAD + textwrap.indent("".join(parts), "    ")
+    return lower(lower_function(pl.parse(text, "kernel"), H200).function, H200)
+
+
+def text_of(module: Module, name: str) -> str:
+    (found,) = (k.text for k in module.kernels if k.name == name)
+    return found
+
+
+WAIT = "griddepcontrol_wait"
+RING = r"block\.copy_rows\(\(keys"
+
+
+def rings_before_the_wait(kernel: str) -> int:
+    """How many trips' loads begin before the wait; it is an error if no loop runs ahead at all."""
+    before, _, after = kernel.partition(WAIT)
+    assert re.search(RING, after)
+    return len(re.findall(RING, before))
+
+
+FIRST = neg("first", "x", "q")
+UNSURE = neg("first", "x", "q", "pl.tensor.dim(y, 0) // 64")
+PUT = "pl.assemble(keys, pl.slice(x, [2, 64], [0, 0]), [b * 2, 0])"
+
+
+# ------------------------------------------------------------------------------------------ loops run ahead
+def test_the_first_loads_of_a_loop_begin_before_the_wait() -> None:
+    kernel = text_of(lowered(FIRST, take()), "take")
+    assert rings_before_the_wait(kernel) == 3
+    before, after = kernel.split(WAIT)
+    assert "q +" not in before and "block.copy_rows_now((q" in after.split("cutlass.range(Int32")[0]
+
+
+def test_an_operand_joins_the_copies_where_no_loop_has_begun() -> None:
+    kernel = text_of(lowered(neg("first", "x", "keys"), neg("second", "x", "q"), take()), "take")
+    assert "copy_rows_now" not in kernel and "block.copy_rows((q" in kernel
+
+
+EARLY: dict[str, tuple[tuple[str, ...], int]] = {
+    "nobody writes it": ((FIRST, take()), 3),
+    "it writes it behind the loop": ((FIRST, take(after=PUT)), 3),
+    "a later region writes it": ((FIRST, take(), neg("more", "x", "keys")), 3),
+    "it writes another before the loop": (
+        (FIRST, take("pl.assemble(z, pl.mul(pl.slice(z, [16, 64], [b * 16, 0]), 2.0), [b * 16, 0])")), 3
+    ),
+    "an earlier region writes it": ((neg("before", "x", "keys"), FIRST, take()), 0),
+    "the region before it writes it": ((FIRST, neg("before", "q", "keys"), take()), 0),
+    "it writes it before the loop": ((FIRST, take(PUT)), 0),
+    "a branch before the loop writes it": (
+        (FIRST, take("if pl.read(n, [0]) > 0:", "    " + PUT)), 0
+    ),
+    "it starts where a constant says": (
+        (FIRST, take("first = pl.cast(pl.read(n, [b]), pl.INDEX)", start="first")), 3
+    ),
+    "it starts where the region before says": (
+        (
+            "m = pl.create_tensor([4], pl.INT32)\n",
+            "for b in pl.spmd(4, name_hint='count'):\n    pl.write(m, [b], pl.cast(b, pl.INT32))\n",
+            FIRST, take("first = pl.cast(pl.read(m, [b]), pl.INDEX)", start="first"),
+        ), 0,
+    ),
+    "in a loop of launches, behind itself": ((FIRST, looped(take(after=PUT))), 0),
+    "in a loop of launches, where nobody writes it": ((FIRST, looped(take())), 3),
+    "in a loop of launches, behind one that has waited for the last": ((looped(FIRST, take(after=PUT)),), 3),
+    "behind one that may not run, written later": ((UNSURE, take(after=PUT)), 3),
+    "behind one that may not run, written earlier": ((neg("before", "x", "keys"), UNSURE, take()), 0),
+    "of the first kernel": ((take().replace("slice(q", "slice(x"),), 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EARLY)
+def test_when_the_first_loads_begin_before_the_wait(case: str) -> None:
+    parts, expected = EARLY[case]
+    assert rings_before_the_wait(text_of(lowered(*parts), "take")) == expected
+
+
+# --------------------------------------------------------------------------------------- what it may count on
+READ_AHEAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "one before that surely runs": ((FIRST, take()), ()),
+    "one before that may not run": ((UNSURE, take()), ("keys",)),
+    "what it writes later, from a constant": ((UNSURE, take(after=PUT)), ("x", "keys")),
+    "one before that may not run, behind one that does": ((FIRST, UNSURE, take()), ("keys",)),
+    "the first kernel reads elements": (
+        ("e = pl.cast(pl.read(n, [0]), pl.INDEX)\n", FIRST.replace("[b * 2, 0])\n", "[e, 0])\n")),
+        ("n",),
+    ),
+    "nothing": ((neg("first", "x", "q"),), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", READ_AHEAD)
+def test_what_no_program_before_may_still_write(case: str) -> None:
+    parts, expected = READ_AHEAD[case]
+    assert lowered(*parts).early == expected
+
+
+def test_a_stream_triggers_late_for_a_kernel_that_runs_block_by_block() -> None:
+    def late(version: int) -> dict[str, str]:
+        module = module_of(norm_between, VERSION=version)
+        return {k.name: re.findall(r"late=(\w+)", k.text)[0] for k in module.kernels if k.how == "stream"}
+
+    assert late(versions.PLAIN) == {"make": "False", "take": "False"}
+    assert late(versions.WRITTEN_TWICE) == {"make": "True", "take": "False"}
+    assert late(versions.READ_LATER) == {"make": "True", "take": "True"}
+
+
+def test_behind_a_stream_that_triggers_late_a_kernel_reads_ahead_what_that_does_not_write() -> None:
+    module = module_of(norm_between, VERSION=versions.WRITTEN_TWICE)  # make, again: x to middle; norm, take
+    before, after = text_of(module, "again").split(WAIT)
+    assert "(x, " in before and "(middle, " in after and "(middle, " not in before
+    assert "x" not in module.early and set(module.early) == {"first", "second"}  # weights of streams
+    before, after = text_of(module, "norm").split(WAIT)
+    assert "(scale" in before and "(middle" in after and "(middle" not in before.split("):", 1)[1]
+
+
+# ------------------------------------------------------------------------------------------ small tiles
+ASKS = ("left = pl.slice(low, [1, 64], [0, 0])", "right = pl.slice(high, [1, 64], [0, 0])")
+SCALED = (
+    "scaled = pl.col_expand_mul(pl.col_expand_mul(pl.slice(z, [16, 64], [b * 16, 0]), left), right)",
+    "pl.assemble(z, scaled, [b * 16, 0])",
+)
+
+
+def test_small_tiles_come_to_shared_memory_together() -> None:
+    kernel = text_of(lowered(FIRST, take(*ASKS, *SCALED)), "take")
+    before, after = kernel.split(WAIT)
+    order = re.findall(r"block\.load_rows\(\((\w+)|block\.put_rows\((\w+)|(sync_threads)", before)
+    assert ["".join(x) for x in order] == ["low", "high", "left_held", "right_held", "sync_threads"]
+    assert "load_rows" not in after and "put_rows" not in after
+
+
+def test_the_first_loads_of_a_loop_begin_while_small_tiles_are_on_their_way() -> None:
+    """Also before statements that need no more than these."""
+    kernel = text_of(lowered(FIRST, take(*ASKS, "left = pl.mul(left, right)", *SCALED)), "take")
+    before = kernel.split(WAIT)[0]
+    assert (
+        before.index("right_held = ") < before.index("copy_rows((keys") < before.index("put_rows(left_held")
+    )
+
+
+def test_small_tiles_behind_the_wait_do_not() -> None:
+    behind = ("left = pl.slice(z, [1, 64], [0, 0])", "right = pl.slice(z, [1, 64], [1, 0])")
+    assert "load_rows" not in text_of(lowered(neg("before", "z", "z"), FIRST, take(*behind, *SCALED)), "take")
+
+
+def test_large_tiles_do_not() -> None:
+    large = ("left = pl.slice(keys, [16, 64], [0, 0])", "pl.assemble(z, pl.cast(left, pl.FP32), [b * 16, 0])")
+    assert "load_rows" not in text_of(lowered(FIRST, take(*large)), "take")
+
+
+# --------------------------------------------------------------------------------------------- scratch
+MAKE = neg("make", "x", "q")
+USE = """for b in pl.spmd(8, name_hint='use'):
+    pl.assemble(z, pl.cast(pl.slice(q, [2, 64], [b * 2, 0]), pl.FP32), [b * 2, 0])
+"""
+STORE = r"block\.(store\w*\(|element\()\(?q\b.*\[0\] = |block\.store\w*\(\(?q\b"
+
+
+def test_what_is_worked_out_again_need_not_wait() -> None:
+    """The store to scratch, if the kernel before does not write what it is made of."""
+    some = "pl.tensor.dim(y, 0) // 64"
+    for source, blocks, early in (("z", "8", True), ("x", "8", False), ("z", some, False)):
+        first = neg("other", source, source, blocks)
+        module = lowered(first, MAKE, USE)
+        assert [k.region for k in module.kernels] == ["other", "use"], first
+        before, after = text_of(module, "use").split(WAIT)
+        assert bool(re.search(STORE, before)) == early and bool(re.search(STORE, after)) != early
+
+
+@needs_cutlass
+@pytest.mark.slow
+def test_they_compile() -> None:
+    modules = [lowered(FIRST, take(after=PUT)), lowered(FIRST, take(*ASKS, *SCALED))]
+    units = [Unit(m.source, {k.name: k.parameters for k in m.kernels if k.name == "take"}) for m in modules]
+    for code in compile_units(units, "sm_90a"):
+        assert not isinstance(code, Refusal), code
+        (kernel,) = code.values()
+        assert ".local" not in kernel.ptx
+        assert re.search(r"cp\.async.*griddepcontrol\.wait", kernel.ptx, re.DOTALL)

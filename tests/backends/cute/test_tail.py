@@ -1,0 +1,285 @@
+"""Regions that run as the tail of the launch before them: which, their kernels, and who does what when."""
+
+from __future__ import annotations
+
+import random
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+import pypto_models.language as pl
+from backends.cute.compiler import Refusal, Unit, compile_units
+from backends.cute.cubin import resources
+from backends.cute.lower import lower
+from backends.cute.module import KernelSource, Launch, Module, count
+from backends.cute.tail import clearing, resident
+from models.qwen3_14b.config import FULL, TINY, Config
+from models.qwen3_14b.constants import constants
+from models.qwen3_14b.decode_layer import decode_layer
+from pypto_models.compile import lower_for, lower_function
+from pypto_models.ir.nodes import Function
+from pypto_models.target import load_target
+
+from .arrivals import Run
+from .support import module_of, needs_cutlass
+from .tail_kernels import sums_and_halves
+
+H200 = load_target("h200")
+
+
+# ------------------------------------------------------------------------------------------------ one kernel
+def functions(module: Module) -> dict[str, str]:
+    """The functions of the emitted source by name."""
+    parts = re.split(r"^def (\w+)\(", module.source, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_the_tail_has_no_launch_and_an_earlier_kernel_clears_the_counter() -> None:
+    module = module_of(sums_and_halves)
+    assert [k.name for k in module.kernels] == ["doubled_2", "sums_then_halves"]
+    first, second = (x for x in module.launches if isinstance(x, Launch))
+    assert (first.grid, second.grid) == ("ROWS", "ROWS") and ("scalar", "2 * ROWS") in second.arguments
+    counter = module.workspaces[-1]
+    assert (counter.dtype, counter.shape) == ("int32", ("1",))
+    assert all(("pointer", counter.name) in x.arguments for x in (first, second))
+    assert all((counter.name, "pointer:INT32") in k.parameters for k in module.kernels)
+    parts = functions(module)
+    assert [name for name, text in parts.items() if "arrival.clear" in text] == ["doubled_2"]
+    assert parts["doubled_2"].index("griddepcontrol_wait") < parts["doubled_2"].index("arrival.clear")
+    kernel = module.kernels[1]
+    assert kernel.region == "sums then halves" and "; its tail halves: " in kernel.how
+    assert kernel.shared_bytes == 128 and kernel.resident == 2
+
+
+def test_the_tail_neither_waits_nor_triggers() -> None:
+    parts = functions(module_of(sums_and_halves))
+    assert "griddepcontrol_wait" in parts["sums_2"] and "griddepcontrol" not in parts["halves"]
+    assert parts["sums_then_halves"].count("griddepcontrol_launch_dependents") == 1
+
+
+@pytest.mark.parametrize("target", ["h200", "gb10"])
+def test_the_emitted_source(target: str, golden_text: Callable[[str, str], None]) -> None:
+    golden_text(module_of(sums_and_halves, target).source, f"sums_and_halves_{target}")
+
+
+def test_a_timing_build_notes_the_end_of_the_tail() -> None:
+    module = lower(lower_for(sums_and_halves, (), H200, {}).function, H200, timing=True)
+    parts = functions(module)
+    assert "block.stamp" not in parts["halves"]
+    assert "block.stamp(stamps + 32768, cta, 0)" in parts["sums_2"]
+    body = parts["sums_then_halves"]
+    assert body.index("halves(") < body.index("block.stamp(stamps + 32768, cute.arch.block_idx()[0], 3)")
+    assert module.kernels[1].parameters.count(("stamps", "pointer:INT64")) == 1
+
+
+@needs_cutlass
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["h200", "gb10"])
+def test_it_compiles(target: str) -> None:
+    """No spills, no load that may see what was there before, and barriers around the arrival."""
+    loaded = load_target(target)
+    given = constants(replace(FULL, max_seq=512), target)
+    layer = lower(lower_for(decode_layer, (), loaded, given).function, loaded)
+    modules = [module_of(sums_and_halves, target), layer]
+    wanted = [{k.name: k.parameters for k in m.kernels if "arrival." in k.text} for m in modules]
+    assert len(wanted[0]) == 2 and bool(wanted[1]) == (target == "h200")
+    units = [Unit(m.source, w) for m, w in zip(modules, wanted, strict=True)]
+    tails = 0
+    for code in compile_units(units, str(loaded.arch)):
+        assert not isinstance(code, Refusal), code
+        for name, kernel in code.items():
+            used = resources(kernel.cubin)
+            assert ".local" not in kernel.ptx and used.local_bytes == 0 and 8 <= used.registers <= 128, name
+            assert "ld.global.nc" not in kernel.ptx, name
+            if "_then_" in name:
+                tails += 1
+                add = kernel.ptx.index("atom.global.acq_rel.add")
+                acquire = kernel.ptx.index("ld.acquire.gpu.global")
+                around = [m.start() for m in re.finditer(r"bar\.sync", kernel.ptx)]
+                assert any(x < add for x in around) and any(x > acquire for x in around), name
+                assert ".minnctapersm 2" in kernel.ptx, name
+    assert tails == 1 + (target == "h200")
+
+
+# ------------------------------------------------------------------------------------------- which regions
+HEAD = """import pypto_models.language as pl
+
+R = pl.dynamic("R")
+
+@pl.jit
+def kernel(
+    x: pl.Tensor[[16, 32], pl.FP32],
+    v: pl.Tensor[[R, 32], pl.FP32],
+    n: pl.Tensor[[4], pl.INT32],
+    w: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
+    y: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
+    z: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
+    o: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
+):
+"""
+
+
+def rows(name: str, value: str, to: str, blocks: str = "8") -> str:
+    """A region whose blocks write a row each, the negative of ``value``."""
+    head = f"for i in pl.spmd({blocks}, name_hint='{name}'):\n"
+    return head + f"    pl.assemble({to}, pl.neg({value}), [i % 16, 0])\n"
+
+
+def row(tensor: str) -> str:
+    return f"pl.slice({tensor}, [1, 32], [i % 16, 0])"
+
+
+def summed(name: str, source: str, to: str, blocks: str = "8") -> str:
+    """As `rows`, with the sum of the row, which takes shared memory."""
+    return rows(name, f"pl.row_expand_mul({row(source)}, pl.row_sum({row(source)}))", to, blocks)
+
+
+def inside(head: str, *regions: str) -> str:
+    return f"{head}:\n" + textwrap.indent("".join(regions), "    ")
+
+
+def parsed(*parts: str) -> Function:
+    text = HEAD + textwrap.indent("".join(parts), "    ")
+    return lower_function(pl.parse(text, "kernel"), H200).function
+
+
+E, A, B = rows("e", row("x"), "w"), rows("a", row("w"), "y"), rows("b", row("y"), "z")
+
+
+def product(name: str, source: str, to: str) -> str:
+    return f"""with pl.at(name_hint='{name}'):
+    m = pl.cast(pl.slice({source}, [16, 32], [0, 0]), pl.BF16)
+    k = pl.cast(pl.slice(x, [16, 32], [0, 0]), pl.BF16)
+    pl.assemble({to}, pl.matmul(m, k, b_trans=True, out_dtype=pl.FP32), [0, 0])
+"""
+
+
+POSITIVE = "if pl.read(n, [0]) > 0"
+LOOP = "for t in pl.range(pl.tensor.dim(v, 0))"
+EMPTY = "pl.tensor.dim(v, 0) - 1"
+BOTH = f"pl.add({row('y')}, {row('z')})"
+CASES: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "a tail": ((E, A, B), ["e", "a_then_b"]),
+    "four blocks one after the other": (
+        (E, rows("a", row("w"), "y", "2"), rows("b", row("y"), "z", "8")), ["e", "a_then_b"]
+    ),
+    "two waves of a head": ((E, rows("a", row("w"), "y", "528"), B), ["e", "a_then_b"]),
+    "more waves": ((E, rows("a", row("w"), "y", "529"), B), ["e", "a", "b"]),
+    "more": ((E, rows("a", row("w"), "y", "2"), rows("b", row("y"), "z", "9")), ["e", "a", "b"]),
+    "both take shared memory": ((E, summed("a", "w", "y"), summed("b", "y", "z")), ["e", "a_then_b"]),
+    "more shared memory than the head": ((E, A, summed("b", "y", "z")), ["e", "a", "b"]),
+    "no earlier kernel": ((rows("a", row("x"), "y"), B), ["a", "b"]),
+    "the head under a condition": ((E, inside(POSITIVE, A), B), ["e", "a", "b"]),
+    "the tail under a condition": ((E, A, inside(POSITIVE, B)), ["e", "a", "b"]),
+    "both in a loop": ((E, inside(LOOP, A, B)), ["e", "a", "b"]),
+    "the head in a loop": ((E, inside(LOOP, A), B), ["e", "a", "b"]),
+    "the tail in a loop": ((E, A, inside(LOOP, B)), ["e", "a", "b"]),
+    "the earlier kernel in a loop": ((inside(LOOP, E), A, B), ["e", "a", "b"]),
+    "a product as the head": ((E, product("a", "w", "y"), summed("b", "y", "z", "2")), ["e", "a_then_b"]),
+    "a product as the tail": ((E, product("a", "w", "y"), product("b", "y", "z")), ["e", "a", "b"]),
+    "it reads nothing of the head": ((E, A, rows("b", row("x"), "y")), ["e", "a", "b"]),
+    "a head that may have no blocks": ((E, rows("a", row("w"), "y", EMPTY), B), ["e", "a", "b"]),
+    "a tail that may have no blocks": ((E, A, rows("b", row("y"), "z", EMPTY)), ["e", "a_then_b"]),
+    "a tail has no tail": ((E, A, B, rows("c", BOTH, "o")), ["e", "a_then_b", "c"]),
+    "two tails": (
+        (E, A, B, rows("c", row("z"), "o"), rows("d", row("o"), "w")), ["e", "a_then_b", "c_then_d"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_which_regions_are_tails(case: str) -> None:
+    body, expected = CASES[case]
+    module = lower(parsed(*body), H200)
+    assert [k.name for k in module.kernels] == expected
+    tails = sum("_then_" in name for name in expected)
+    assert module.source.count("arrival.arrive(") == module.source.count("arrival.clear(") == tails
+    assert [w.name for w in module.workspaces] == ["arrivals", "arrivals_2"][:tails]
+
+
+def test_each_tail_has_a_counter_that_the_nearest_kernel_clears() -> None:
+    module = lower(parsed(*CASES["two tails"][0]), H200)
+    assert ["arrival.clear(arrivals)" in k.text for k in module.kernels] == [True, False, False]
+    assert ["arrival.clear(arrivals_2)" in k.text for k in module.kernels] == [False, True, False]
+    assert ["arrival.arrive(arrivals_2," in k.text for k in module.kernels] == [False, False, True]
+
+
+def test_a_kernel_that_surely_runs_clears() -> None:
+    def kernel(name: str, how: str = "its loop is none") -> KernelSource:
+        return KernelSource(name, name, 1, "", 256, 0, how, ())
+
+    kernels = [kernel("a"), kernel("b"), kernel("c", "stream"), kernel("head")]
+    assert clearing(kernels, set()) == 1
+    assert clearing(kernels, {"b"}) == 0
+    assert clearing(kernels, {"a", "b"}) is None
+    assert clearing(kernels[-1:], set()) is None
+
+
+def test_a_later_kernel_waits_for_what_the_tail_writes() -> None:
+    """It may read ahead of its wait what neither the head nor the tail writes."""
+    after = "for i in pl.spmd(8, name_hint='c'):\n" + textwrap.indent(
+        f"a = {row('w')}\nb = {row('z')}\npl.assemble(o, pl.add(a, b), [i, 0])\n", "    "
+    )
+    parts = functions(lower(parsed(E, A, B, after), H200))
+    wait, read = (parts["c"].index(x) for x in ("griddepcontrol_wait", "block.element(z"))
+    assert parts["c"].index("block.element(w") < wait < read
+
+
+@pytest.mark.parametrize(("shared", "blocks"), [(0, 2), (114688, 2), (114689, 1), (200000, 1)])
+def test_how_many_blocks_a_core_holds(shared: int, blocks: int) -> None:
+    """Of the 228 KiB of an SM, the system takes 1 KiB a block and the alignment another."""
+    assert resident(shared, H200) == blocks
+
+
+@pytest.mark.parametrize("config", [FULL, TINY], ids=["full", "tiny"])
+def test_the_dense_layer_merges_its_attention_in_the_same_launch(config: Config) -> None:
+    """The tiny model with as many runs as the published one: it has less than one block a core otherwise."""
+    given = constants(config, "h200") | {"TARGET_RUNS": 33, "MERGE_TILES": 1}
+    module = lower(lower_for(decode_layer, (), H200, given).function, H200)
+    assert count(module.launches) == 7  # with that of the final norm
+    (kernel,) = (k for k in module.kernels if "arrival.arrive(" in k.text)
+    assert (kernel.name, kernel.resident) == ("attention_then_attention_merge", 2)
+    assert "arrival.clear(" in module.kernels[0].text
+    (launch,) = (x for x in module.launches if isinstance(x, Launch) and x.kernel == kernel.name)
+    assert launch.grid == f"(BATCH + 33) * {config.kv_heads}"
+    assert ("scalar", f"TOKENS * {config.q_heads}") in launch.arguments
+
+
+# ------------------------------------------------------------------------------------ who does what, and when
+@pytest.mark.parametrize("seed", range(40))
+def test_every_task_is_done_once_when_all_have_arrived(seed: int) -> None:
+    """The device code itself, on threads that take turns at random."""
+    rng = random.Random(seed)
+    ctas, tasks, most = rng.randint(1, 12), rng.randint(0, 20), rng.randint(1, 8)
+    run = Run(seed, ctas, tasks, most, room=max(most, rng.randint(1, 12)), polls=10**6)
+    run.go()
+    assert sorted(t for _, t in run.done) == list(range(tasks))
+    assert run.arrived_at_first in (None, ctas)
+    ranks = min(ctas, most, tasks)
+    shares = {frozenset(t for c, t in run.done if c == own) for own in {c for c, _ in run.done}}
+    assert shares == {frozenset(range(r, tasks, ranks)) for r in range(ranks)}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_wait_without_room_is_called_off(seed: int) -> None:
+    """Fewer blocks than those that wait have room: the last one does all, or the others came in time."""
+    rng = random.Random(seed)
+    ctas, tasks = rng.randint(6, 12), rng.randint(6, 20)
+    run = Run(seed, ctas, tasks, most=6, room=rng.randint(1, 5), polls=rng.randint(1, 30))
+    run.go()
+    assert sorted(t for _, t in run.done) == list(range(tasks))
+    assert run.arrived_at_first == ctas
+    assert len({c for c, _ in run.done}) == 1  # no six of them ever ran together
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_wait_may_be_called_off_at_any_time(seed: int) -> None:
+    rng = random.Random(seed)
+    run = Run(seed, ctas=8, tasks=11, most=4, room=8, polls=rng.randint(1, 12))
+    run.go()
+    assert sorted(t for _, t in run.done) == list(range(11))
+    assert run.arrived_at_first == 8
+    assert len({c for c, _ in run.done}) in (1, 4)
