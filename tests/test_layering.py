@@ -23,6 +23,7 @@ REPO = Path(__file__).parent.parent
 # specific holds.  With "*" each match is a layer of its own: no backend and no model sees another.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "pypto_models.errors": (),
+    "pypto_models.gpu": (),
     "pypto_models.target": ("pypto_models.ir", "pypto_models.errors"),
     "pypto_models.ir": ("pypto_models.errors",),
     "pypto_models.ops": ("pypto_models.ir", "pypto_models.errors"),
@@ -56,7 +57,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.cost", "pypto_models.passes", "pypto_models.ir", "pypto_models.errors",
     ),
     "pypto_models.tuning": (
-        "pypto_models.backend", "pypto_models.compile", "pypto_models.cost", "pypto_models.schedule",
+        "pypto_models.backend", "pypto_models.gpu", "pypto_models.compile", "pypto_models.cost",
+        "pypto_models.schedule",
         "pypto_models.language", "pypto_models.ops", "pypto_models.ir", "pypto_models.target",
         "pypto_models.errors",
     ),
@@ -82,7 +84,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "pypto_models.faults", "pypto_models.foreign",  # to measure the power of a comparison
     ),
     "=models": (),
-    "models.common": ("pypto_models.language", "pypto_models.errors"),
+    "models.common": ("pypto_models.language", "pypto_models.gpu", "pypto_models.errors"),
     **dict.fromkeys(  # the command line of a model, its comparison and the power of that
         ("models.common.harness", "models.common.frontdoor", "models.common.power", "models.common.blocks",
          "models.common.layer_blocks"),

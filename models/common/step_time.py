@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 
 from models.common.step_bytes import StepBytes
+from pypto_models import gpu
+from pypto_models.gpu import Call
 
 COPIES = 6
 """Sets of tensors that take turns."""
 
 STEPS = 24  # of one graph, at least
 REPLAYS = 30
-WARM_UPS = 3
 MEMORY_SHARE = 0.9  # of the free memory
 READ_BYTES = 2**31  # of the read that `read_rate` times
-
-Call = Callable[[], object]
 
 
 class Device(Protocol):
@@ -39,42 +38,12 @@ class Device(Protocol):
     def seconds(self, calls: Sequence[Call], replays: int) -> list[float]: ...
 
 
-class Gpu:
+class Gpu(gpu.Gpu):
     """torch's current GPU."""
-
-    @property
-    def free_bytes(self) -> int:
-        """Bytes that may still be allocated."""
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info()[0]
-
-    @property
-    def l2_bytes(self) -> int:
-        """Size of the L2 cache."""
-        return int(torch.cuda.get_device_properties().L2_cache_size)
 
     def moved(self, tensor: Tensor) -> Tensor:
         """A copy on the GPU."""
         return tensor.cuda()
-
-    def seconds(self, calls: Sequence[Call], replays: int) -> list[float]:
-        """Of every replay of one graph that makes the calls in order."""
-        for call in calls:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        for _ in range(WARM_UPS):
-            graph.replay()
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(replays + 1)]
-        marks[0].record()
-        for mark in marks[1:]:
-            graph.replay()
-            mark.record()
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) * 1e-3 for a, b in zip(marks, marks[1:], strict=False)]
 
 
 @dataclass(frozen=True)
