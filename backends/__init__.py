@@ -8,5 +8,6 @@ from pypto_models.backend import Backend
 
 from .cute import CuteBackend
 from .sim import SimBackend
+from .triton import TritonBackend
 
-BACKENDS: Mapping[str, Backend] = {b.name: b for b in (SimBackend(), CuteBackend())}
+BACKENDS: Mapping[str, Backend] = {b.name: b for b in (SimBackend(), CuteBackend(), TritonBackend())}

@@ -97,23 +97,38 @@ class Saved(Executable, Protocol):
 
 
 class Backend(Protocol):
-    """One folder of ``backends/``.  ``unusable`` says why nothing can be built on this machine, or None.
+    """One folder of ``backends/``.
 
-    * ``kinds``: of the targets that it covers (see target.py).
-    * ``default_for``: the kind of target whose name alone, as a platform, means this backend; None for none.
+    ``native``: its programs are for the target itself.  The name of a target alone, as a platform, means the
+    first native backend of the table that covers it.
     """
 
     name: str
-    kinds: tuple[str, ...]
-    default_for: str | None
+    native: bool
 
-    def unusable(self) -> str | None: ...
+    def covers(self, target: Target) -> str | None:
+        """Why it builds nothing for ``target``, or None."""
+        ...
+
+    def unusable(self) -> str | None:
+        """Why it builds nothing on this machine, or None."""
+        ...
 
     def build(self, compiled: Compiled, *args: Any, **options: Any) -> Executable:
         """``options`` are the backend's own; one that it does not know is a TypeError.
 
         Raises a user error where the machine lacks what it takes.
         """
+        ...
+
+
+@runtime_checkable
+class Supports(Protocol):
+    """A backend that says of every op what becomes of it; docs/backends.md shows it."""
+
+    def support(self, op: str) -> str:
+        """Of an op by its IR name: ``rule``, ``decomposition`` (other ops stand in its place), or
+        ``unsupported: why``.  A rule may still refuse element types or forms of the op, by name and line."""
         ...
 
 

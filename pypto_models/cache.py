@@ -167,12 +167,16 @@ def tool_versions(backend: object) -> dict[str, str]:
     module = sys.modules[type(backend).__module__]
     if "<locals>" in type(backend).__qualname__ or vars(backend):
         raise NoStableText(f"the backend {type(backend).__qualname__} has state of its own")
+    package = module.__name__.partition(".")[0]
+    bases = {c.__module__ for c in type(backend).__mro__}  # backends share what is in the folder of a base
+    folders = {folder_of(sys.modules[m]) for m in bases if m.partition(".")[0] == package}
+    digests = " ".join(sources(folder) for folder in sorted(folders))
     return {
         "python": f"{platform.python_implementation()} {sys.version}",
         "machine": f"{sys.platform} {platform.machine()}",
         "torch": str(torch.__version__),
         OWN: SOURCES,
-        "backend": f"{module.__name__}.{type(backend).__qualname__} {sources(folder_of(module))}",
+        "backend": f"{module.__name__}.{type(backend).__qualname__} {digests}",
     }
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .compile import run_passes, schedule_overrides
+from .backend import Backend
+from .compile import backend_table, run_passes, schedule_overrides, tiling_name
 from .errors import Diag, Span, UserError
 from .kernel_file import KernelFile
 from .language import Kernel, elaborate
@@ -72,10 +73,13 @@ class FileReport:
         }  # fmt: skip
 
 
-def check_file(path: Path, target: Target, constants: Mapping[str, Any] | None = None) -> FileReport:
+def check_file(
+    path: Path, target: Target, constants: Mapping[str, Any] | None = None, backend: Backend | None = None
+) -> FileReport:
     """Everything the compiler finds in a file, without running it on data.
 
-    Entries whose shapes come from their arguments cannot be checked alone, which is a finding too.
+    ``backend`` says which tiling file holds, by default the target's.  Entries whose shapes come from their
+    arguments cannot be checked alone, which is a finding too.
     """
     try:
         loaded = KernelFile.load(path)
@@ -87,15 +91,29 @@ def check_file(path: Path, target: Target, constants: Mapping[str, Any] | None =
         where = Span(file, 1)
         errors.append(UserError(Diag.NOT_A_KERNEL, where, {"what": "this file, which has no @pl.jit entry,"}))
     try:
-        fixed = schedule_overrides(path, target)
+        fixed = schedule_overrides(path, target, backend)
     except UserError as error:
         errors.append(error)
         fixed = {}
+    errors += _unread_tiling(path.parent / "tiling", target)
+    tiling = tiling_name(target, backend)
     reports = tuple(
-        check_kernel(k, target, loaded.constants(k, target.name, constants), fixed) for k in loaded.entries
+        check_kernel(k, target, loaded.constants(k, tiling, constants), fixed) for k in loaded.entries
     )
     errors += unknown_overrides(fixed, reports)
     return FileReport(str(path), target.name, tuple(errors), reports)
+
+
+def _unread_tiling(folder: Path, target: Target) -> list[UserError]:
+    """A finding for each tiling file of the target that is no backend's."""
+    names = {tiling_name(target, b) for b in backend_table().values() if b.covers(target) is None}
+    known = ", ".join(f"{name}.yaml" for name in sorted(names))
+    why, fix = f"no backend reads it for {target.name}", f"its tiling files are {known}"
+    return [
+        UserError(Diag.TILING, Span(str(file), 1), {"file": file.name, "why": why, "fix": fix})
+        for file in sorted(folder.glob(f"{target.name}.*.yaml"))
+        if file.stem not in names
+    ]
 
 
 def _unsupported(names: Mapping[str, Any], file: str) -> list[UserError]:

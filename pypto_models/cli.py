@@ -13,7 +13,7 @@ from rich.table import Table
 
 from .check import FileReport, KernelReport, check_file
 from .commands import build, emit, memory, power, trace, tune
-from .commands.options import add_file_options, numbers
+from .commands.options import add_file_options, numbers, platform_of
 from .commands.schedules import summary
 from .compile import backend_table, option_names, platforms, resolve_platform
 from .docs import render_language_reference
@@ -77,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
 
 # ------------------------------------------------------------------------------------------ check
 def _check(options: argparse.Namespace, console: Console) -> int:
-    target, _ = resolve_platform(options.platform)
-    report = check_file(options.file, target, numbers(options.set, "--set"))
+    target, backend = platform_of(options)
+    report = check_file(options.file, target, numbers(options.set, "--set"), backend)
     if options.json:
         print(json.dumps(report.to_json(), indent=2))
     else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,9 @@ PROGRAMS: MemoryStore[Program] = MemoryStore()
 def compile(
     kernel: Kernel,
     *args: Any,
-    platform: str = DEFAULT_PLATFORM,
+    platform: str | None = None,
+    target: str | None = None,
+    backend: str | None = None,
     constants: Mapping[str, Any] | None = None,
     dump_passes: str | Path | None = None,
     check: bool = False,
@@ -119,13 +121,14 @@ def compile(
     """Compile a ``@pl.jit`` kernel for a platform.
 
     ``args`` are example arguments (tensors, numbers) for shapes that the annotations leave open.
-    ``platform`` is a target and a backend, such as ``a2a3sim``.  ``constants`` replaces module constants by
-    name before parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs
-    the verifier between the passes.  ``backend_options`` are the backend's own: the simulator takes
-    ``schedule="random"`` and ``seed``.  ``progress`` is told of every kernel that a toolchain has compiled.
-    ``schedules`` fixes parts of the schedules on a GPU, by region; by default what ``tiling/<target>.yaml``
-    beside the kernel's file says.  What names no region of the kernel is left out: one file serves several
-    kernels, and ``pypto-models check`` finds what no kernel has.
+    ``platform`` is a target and a backend, such as ``a2a3sim`` (the default) or ``h200``; ``target="gb10",
+    backend="cute"`` is another way to say it.  ``constants`` replaces module constants by name before
+    parsing.  ``dump_passes`` is a folder for the printed IR after every pass.  ``check`` runs the verifier
+    between the passes.  ``backend_options`` are the backend's own: the simulator takes ``schedule="random"``
+    and ``seed``.  ``progress`` is told of every kernel that a toolchain has compiled.
+    ``schedules`` fixes parts of the schedules on a GPU, by region; by default what the tiling file beside the
+    kernel's file says (:func:`tiling_name`).  What names no region of the kernel is left out: one file serves
+    several kernels, and ``pypto-models check`` finds what no kernel has.
 
     A kernel whose IR was compiled before, for the same target, backend and options, is not compiled again:
     see :mod:`.cache`.
@@ -133,10 +136,10 @@ def compile(
     Raises UserError with the place and the fix for mistakes in the kernel or in the arguments.
     """
     started = time.perf_counter()
-    target, backend = resolve_platform(platform)
+    on, by = _asked(platform, target, backend)
     lowered = elaborate(kernel, args, dict(constants or {}))
-    given = _overrides(kernel, target) if schedules is None else schedules
-    program = _cached(lowered.function, target, backend, backend_options or {}, check, progress, given)
+    given = _overrides(kernel, on, by) if schedules is None else schedules
+    program = _cached(lowered.function, on, by, backend_options or {}, check, progress, given)
     if dump_passes is not None:
         dump(program.compiled, Path(dump_passes))
     seconds = time.perf_counter() - started
@@ -152,17 +155,30 @@ def compile_function(
     return _cached(function, target, backend, backend_options or {}, check=False)
 
 
-def schedule_overrides(path: Path, target: Target) -> dict[str, Override]:
-    """What ``tiling/<target>.yaml`` beside a kernel file fixes of the schedules on a GPU.
+def tiling_name(target: Target, backend: Backend | None = None) -> str:
+    """How the tiling file of a target is called for a backend: ``tiling/<name>.yaml`` beside a kernel's file.
+
+    The target's own name for the backend that its bare name means, and for the simulator, which shows what
+    that one does.  Schedules chosen for one backend say nothing about another: ``h200.triton``.
+    """
+    if backend is None or not backend.native or backend is default_backend(target):
+        return target.name
+    return f"{target.name}.{backend.name}"
+
+
+def schedule_overrides(path: Path, target: Target, backend: Backend | None = None) -> dict[str, Override]:
+    """What the tiling file of a target and a backend, beside a kernel file, fixes of the schedules on a GPU.
 
     Raises a user error for a mistake in that file.
     """
-    return load(path.parent / "tiling" / f"{target.name}.yaml") if target.gpu is not None else {}
+    if target.gpu is None:
+        return {}
+    return load(path.parent / "tiling" / f"{tiling_name(target, backend)}.yaml")
 
 
-def _overrides(kernel: Kernel, target: Target) -> dict[str, Override]:
+def _overrides(kernel: Kernel, target: Target, backend: Backend | None) -> dict[str, Override]:
     path = Path(kernel.file)
-    return schedule_overrides(path, target) if path.is_file() else {}  # none of a kernel from a string
+    return schedule_overrides(path, target, backend) if path.is_file() else {}  # none of one from a string
 
 
 def _of_program(given: Mapping[str, Override], function: Function) -> dict[str, Override]:
@@ -233,14 +249,15 @@ def lower_for(
     constants: Mapping[str, Any] | None = None,
     check: bool = False,
     schedules: Mapping[str, Override] | None = None,
+    backend: Backend | None = None,
 ) -> Compiled:
     """Everything up to the backend: the function after all passes, its task graph and its memory plan.
 
-    ``schedules`` as for :func:`compile`.
+    ``schedules`` as for :func:`compile`; ``backend`` says which tiling file holds, by default the target's.
     """
     started = time.perf_counter()
     lowered = elaborate(kernel, args, dict(constants or {}))
-    given = _overrides(kernel, target) if schedules is None else schedules
+    given = _overrides(kernel, target, backend) if schedules is None else schedules
     compiled = lower_function(lowered.function, target, check, given)
     seconds = time.perf_counter() - started
     return replace(compiled, warnings=(*lowered.warnings, *compiled.warnings), seconds=seconds)
@@ -309,41 +326,82 @@ def backend_table() -> Mapping[str, Backend]:
     return table
 
 
-def resolve_platform(platform: str) -> tuple[Target, Backend]:
-    """``a2a3sim`` -> the target a2a3 and the backend sim; ``h200`` -> h200 and the backend for its kind.
-
-    The target and the backend may also be apart: ``h200:cute``.
-    """
-    table = backend_table()
-    if platform in known_targets():
-        target = load_target(platform)
-        for backend in table.values():
-            if backend.default_for == target.kind:
-                return target, backend
-        raise _unknown_platform(platform)
-    for name, backend in table.items():
-        if platform.endswith(name) and platform != name:
-            target = load_target(platform.removesuffix(name).rstrip(":"))
-            if target.kind not in backend.kinds:
-                kinds = " and ".join(backend.kinds)
-                raise _unknown_platform(f"{platform} (the backend {name} is for {kinds} targets)")
-            return target, backend
-    raise _unknown_platform(platform)
+def default_backend(target: Target) -> Backend | None:
+    """What the name of the target alone means: the first native backend of the table that covers it."""
+    return next((b for b in backend_table().values() if b.native and b.covers(target) is None), None)
 
 
-def _unknown_platform(name: str) -> UserError:
-    known = ", ".join(platforms())
-    return user_error(Diag.UNKNOWN_TARGET, kind="platform", name=name, known=known)
+def platform_name(target: Target, backend: Backend) -> str:
+    """The shortest platform that means the pair: ``h200``, ``h200:triton``, ``h200sim``."""
+    if not backend.native:
+        return f"{target.name}{backend.name}"
+    return target.name if backend is default_backend(target) else f"{target.name}:{backend.name}"
 
 
 def platforms() -> list[str]:
-    """Every platform name: each target with each backend that covers it."""
-    return [
-        t if backend.default_for == kind else f"{t}{name}"
-        for name, backend in backend_table().items()
-        for t in known_targets()
-        if (kind := load_target(t).kind) in backend.kinds
-    ]
+    """Every platform name: each backend with each target that it covers."""
+    targets = [load_target(name) for name in known_targets()]
+    return [platform_name(t, b) for b in backend_table().values() for t in targets if b.covers(t) is None]
+
+
+def resolve_platform(platform: str, backend: str | None = None) -> tuple[Target, Backend]:
+    """``h200:triton`` -> the target h200 and the backend triton; ``h200sim`` needs no colon.
+
+    A target alone, ``h200``, means its :func:`default_backend`, unless ``backend`` names another.
+
+    Raises UserError: an unknown name, a backend that does not cover the target, or two backends.
+    """
+    name, spelled = _apart(platform)
+    if backend is not None and spelled not in (None, backend):
+        raise user_error(
+            Diag.ARGUMENT, NOWHERE, name="backend",
+            why=f"it is {backend}, and the platform {platform} says {spelled}", fix="leave one of them out",
+        )  # fmt: skip
+    wanted = spelled if backend is None else backend
+    table = backend_table()
+    if wanted is None:
+        found = default_backend(load_target(name)) if name in known_targets() else None
+        if found is None:
+            raise _unknown("platform", platform, platforms())
+        return load_target(name), found
+    if wanted not in table:
+        raise _unknown("backend", wanted, table)
+    target, chosen = load_target(name), table[wanted]
+    if (why := chosen.covers(target)) is not None:
+        known = ", ".join(platform_name(target, b) for b in table.values() if b.covers(target) is None)
+        raise user_error(
+            Diag.NOT_COVERED, NOWHERE, backend=chosen.name, target=target.name, why=why, known=known
+        )
+    return target, chosen
+
+
+def _apart(platform: str) -> tuple[str, str | None]:
+    """The target and the backend that a platform names."""
+    target, colon, backend = platform.partition(":")
+    if colon:
+        return target, backend
+    if platform not in known_targets():
+        for name in backend_table():
+            if platform.endswith(name) and platform != name:
+                return platform.removesuffix(name), name
+    return platform, None
+
+
+def _asked(platform: str | None, target: str | None, backend: str | None) -> tuple[Target, Backend]:
+    """What the keywords of :func:`compile` say."""
+    if target is not None and platform is None:
+        return resolve_platform(load_target(target).name, backend)
+    if target is not None or backend is not None:
+        why = "there is no target with it" if platform is None else f"platform={platform!r} is there too"
+        raise user_error(
+            Diag.ARGUMENT, NOWHERE, name="backend" if target is None else "target", why=why,
+            fix="give platform='gb10:cute', or target='gb10' and backend='cute'",
+        )  # fmt: skip
+    return resolve_platform(platform or DEFAULT_PLATFORM)
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    return user_error(Diag.UNKNOWN_TARGET, NOWHERE, kind=kind, name=name, known=", ".join(known))
 
 
 def option_names() -> tuple[str, ...]:

@@ -124,6 +124,7 @@ class Diag(Enum):
     )
     # --- targets, tiling, arguments
     UNKNOWN_TARGET = ("unknown {kind} {name!r}", "known: {known}")
+    NOT_COVERED = ("the backend {backend} does not cover {target}: {why}", "use {known}")
     TILING = ("{file}: {why}", "{fix}")
     CHECKPOINT = ("{file}: {why}", "{fix}")
     MISSING_EXTRA = ("{what} needs {package}, which is not installed", "pip install 'pypto-models[{extra}]'")

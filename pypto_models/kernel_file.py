@@ -8,9 +8,11 @@
     def cli_tuning(target: str) -> dict             constants that `tune` may choose, and the regions they
                                                     decide: {"part": {"regions": [...], "TILE": [32, 64]}}
 
-All are optional.  ``target`` is the name of the target, such as ``a2a3``; ``given`` is what the user gave,
-so that one extent can follow from another.  What the user gives comes before what the file says.  A constant
-that an entry does not read is left out for that entry, so that one function serves all of them.
+All are optional.  ``target`` is the name of the target, such as ``a2a3``, in ``cli_constants`` and
+``cli_tuning`` that of its tiling file: ``h200.triton`` for a backend that is not the default of ``h200``.
+``given`` is what the user gave, so that one extent can follow from another.  What the user gives comes before
+what the file says.  A constant that an entry does not read is left out for that entry, so that one function
+serves all of them.
 """
 
 from __future__ import annotations

@@ -71,6 +71,8 @@ class Gpu:
     """What schedules are planned with.  A core is an SM, a block a CTA; ``spaces`` is of a block.
 
     ``in_flight_bytes``: what an SM must have asked for at any time to read at the full bandwidth.
+    ``warp_threads``: 64 where a warp is a wave of AMD.  Schedules count warps, and their estimates of
+    registers take a warp for 32 threads, which is half of what a wave has.
     """
 
     sm_shared_bytes: int
@@ -80,6 +82,7 @@ class Gpu:
     block_threads: int
     line_bytes: int
     in_flight_bytes: int
+    warp_threads: int = 32
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every test shares: thread counts, the `gpu` marker, golden texts."""
+"""What every test shares: thread counts, Triton's interpreter, the `gpu` marker, golden texts."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # The tests interpret Triton's kernels, which it decides when it is imported; its compiler runs in a
+    # process of its own, without this.  Where there is a GPU, torch.compile needs a Triton that compiles.
+    if no_gpu():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     # xdist workers share the cores; torch would start one thread per core in each of them.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+import backends
 import pypto_models.language as pl
+from backends.cute import CuteBackend
 from backends.sim import SimBackend
 from pypto_models import cache, compile
 from pypto_models.cache import Key, MemoryStore, NoStableText, make_key, stable_text, tool_versions
@@ -216,6 +218,13 @@ def test_an_edited_source_file_has_another_digest(tmp_path: Path) -> None:
     assert cache.sources(tmp_path / "d") != cache.sources(tmp_path / "e")
     with pytest.raises(NoStableText, match="holds no source"):
         cache.sources(tmp_path / "a" / "none")
+
+
+def test_the_sources_of_a_backend_are_its_own_and_those_that_it_shares() -> None:
+    root = Path(backends.__file__).parent
+    for backend, folders in ((CuteBackend(), {"cute", "gpu"}), (SimBackend(), {"sim"})):
+        found = tool_versions(backend)["backend"].split()[1:]
+        assert {*found} == {cache.sources(root / folder) for folder in folders}
 
 
 def test_changes_are_built_again(builds: list[str]) -> None:

@@ -160,7 +160,7 @@ def test_unknown_platform_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -
 def test_targets(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["targets", "--json"]) == 0
     data = json.loads(capsys.readouterr().out)
-    assert set(data["targets"]) == {"a2a3", "a5", "gb10", "h200"}
+    assert set(data["targets"]) == {"a2a3", "a5", "gb10", "h200", "mi300x", "mi355x"}
     assert data["backends"]["sim"] == {"usable": True, "why_not": None}
     assert "a2a3sim" in data["platforms"]
     assert cli.main(["targets"]) == 0

@@ -10,7 +10,6 @@ import torch
 
 import pypto_models.language as pl
 from pypto_models import UserError, compile
-from pypto_models.compile import platforms, resolve_platform
 
 ROWS = 32
 FACTOR = 2.0
@@ -102,17 +101,6 @@ def test_a_hazard_is_reported_where_the_run_time_does_not_order_it() -> None:
 def test_gpu_platforms_say_that_memory_is_not_checked() -> None:
     for platform in ("gb10sim", "h200sim"):
         assert any("not" in w and "memory" in w for w in compile(scale, platform=platform).warnings)
-
-
-def test_platforms() -> None:
-    assert platforms() == ["a2a3sim", "a5sim", "gb10sim", "h200sim", "gb10", "h200"]
-    target, backend = resolve_platform("a5sim")
-    assert (target.name, backend.name) == ("a5", "sim")
-    for wrong in ("a2a3", "sim", "a2a3cuda", ""):
-        with pytest.raises(UserError, match=r"unknown platform[\s\S]*known: a2a3sim"):
-            resolve_platform(wrong)
-    with pytest.raises(UserError, match=r"unknown target[\s\S]*a2a3"):
-        resolve_platform("a3sim")
 
 
 def test_dump_writes_every_stage_as_source(tmp_path: Path) -> None:

@@ -71,14 +71,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "pypto_models.faults": ("pypto_models.ops", "pypto_models.ir", "pypto_models.errors"),
     "pypto_models.check": (
-        "pypto_models.compile", "pypto_models.kernel_file", "pypto_models.language", "pypto_models.passes",
-        "pypto_models.schedule", "pypto_models.target", "pypto_models.errors",
+        "pypto_models.backend", "pypto_models.compile", "pypto_models.kernel_file", "pypto_models.language",
+        "pypto_models.passes", "pypto_models.schedule", "pypto_models.target", "pypto_models.errors",
     ),
     "pypto_models.cli": ("pypto_models", "=backends"),
     "pypto_models.__main__": ("pypto_models.cli",),
     "=pypto_models": ("pypto_models",),  # the package's own __init__.py: what it re-exports
     "=backends": ("pypto_models", "backends"),  # the table of backends
-    "backends.*": ("pypto_models", "=backends"),
+    "backends.*": ("pypto_models", "=backends", "backends.gpu"),
+    "backends.gpu": ("pypto_models",),  # what the GPU backends share
     "golden": (
         "pypto_models.compile", "pypto_models.errors",
         "pypto_models.faults", "pypto_models.foreign",  # to measure the power of a comparison
@@ -111,9 +112,9 @@ BACKENDS = {"sim", "cute", "triton", "pto"}  # known even while their folders ar
 
 # Vendor toolchains are imported where a backend compiles and launches, and by the code that is compiled, so
 # that emitting needs none of them.
-VENDOR = {"triton", "cutlass", "cuda", "pypto", "torch_npu"}
+VENDOR = {"triton", "cutlass", "cuda", "hip", "pypto", "torch_npu"}
 VENDOR_HOMES = (
-    "backends.*.runtime", "backends.*.compiler", "backends.*.device",
+    "backends.*.driver", "backends.*.compiler", "backends.*.device", "backends.*.interpreter",
     "tools.gpu_bench.reading",  # a kernel that only reads, to measure others against: part of no program
 )  # fmt: skip
 
@@ -216,9 +217,9 @@ def check_direction(root: Path) -> list[str]:
 
 
 def check_vendor_imports(root: Path) -> list[str]:
-    """Vendor toolchains are imported in backends/*/{runtime,compiler,device} only."""
+    """Vendor toolchains are imported in backends/*/{driver,compiler,interpreter,device} only."""
     return [
-        f"{path.relative_to(root)}:{line}: imports {target}; only runtime, compiler and device may"
+        f"{path.relative_to(root)}:{line}: imports {target}; only driver, compiler and device may"
         for path in files_in(root, PACKAGES)
         if not any(covers(home, module_name(root, path)) for home in VENDOR_HOMES)
         for line, target in imports(root, path)
@@ -331,7 +332,7 @@ FORBIDDEN_IMPORTS = [
     ("pypto_models/target.py", "from pypto_models import compile", "pypto_models"),
     ("pypto_models/ir/types.py", "if TYPE_CHECKING:\n    from golden import spec", "golden"),
     ("pypto_models/compile.py", "from backends import sim", "backends.sim"),
-    ("pypto_models/cli.py", "import backends.cute.runtime", "backends.cute.runtime"),
+    ("pypto_models/cli.py", "import backends.gpu.runtime", "backends.gpu.runtime"),
     ("pypto_models/cli.py", "importlib.import_module('backends.pto')", "backends.pto"),
     ("backends/sim/backend.py", "from golden.compare import compare", "golden.compare"),
     ("backends/cute/emit.py", "from ..triton import rules", "backends.triton"),
@@ -366,7 +367,7 @@ def test_vendor_imports(tmp_path: Path) -> None:
     plant(
         tmp_path,
         {
-            "backends/triton/runtime.py": "import triton\n",
+            "backends/gpu/driver.py": "from hip import hip\n",
             "backends/cute/compiler.py": "import cutlass\n",
             "backends/cute/device/ring.py": "import cutlass.cute as cute\n",
             "backends/triton/rules.py": "import backends.triton\n",
@@ -375,8 +376,8 @@ def test_vendor_imports(tmp_path: Path) -> None:
         },
     )
     assert check_vendor_imports(tmp_path) == [
-        "backends/cute/emit.py:2: imports cutlass; only runtime, compiler and device may",
-        "golden/run.py:1: imports cuda.bindings; only runtime, compiler and device may",
+        "backends/cute/emit.py:2: imports cutlass; only driver, compiler and device may",
+        "golden/run.py:1: imports cuda.bindings; only driver, compiler and device may",
     ]
 
 

@@ -1,6 +1,6 @@
-"""Refresh the generated blocks of README.md and docs/architecture.md: `python -m tools.pages [--check]`.
+"""Refresh the generated blocks of README.md and of pages in docs/: `python -m tools.pages [--check]`.
 
-The pages are prose with fenced blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`.  This tool
+The pages are prose with blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`.  This tool
 writes the blocks from what the compiler prints and what the snippets in docs/snippets/ do, so that no page
 goes stale.
 """
@@ -19,7 +19,9 @@ from models.common import attention, projection
 from models.qwen3_14b.config import FULL
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer
-from pypto_models.compile import Compiled, lower_for
+from pypto_models.backend import Supports
+from pypto_models.compile import Compiled, backend_table, lower_for
+from pypto_models.docs import FAMILIES
 from pypto_models.ir.nodes import Function, Region
 from pypto_models.ir.printer import format_stmt
 from pypto_models.ir.rewrite import walk
@@ -27,7 +29,7 @@ from pypto_models.passes.plan_memory import RegionPlan
 from pypto_models.target import load_target
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "docs" / "backends.md")
 SNIPPETS = ROOT / "docs" / "snippets"
 TARGET, GPU = "a2a3", "h200"
 BLOCK = re.compile(r"<!-- begin (?P<name>[\w.]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
@@ -88,7 +90,20 @@ def snippet(name: str) -> str:
     return f"{file.read_text().rstrip()}\n```\n```text\n{printed}"
 
 
+def support() -> str:
+    """What becomes of every op on every backend, as Markdown; equal answers of a family share a row."""
+    backends = [b for b in backend_table().values() if isinstance(b, Supports)]
+    rows = [f"| operations | {' | '.join(b.name for b in backends)} |", "|---" * (1 + len(backends)) + "|"]
+    for title, _, ops in FAMILIES:
+        alike: dict[str, list[str]] = {}
+        for o in ops:
+            alike.setdefault(" | ".join(b.support(o.name) for b in backends), []).append(f"`{o.name}`")
+        rows += [f"| {title}: {', '.join(names)} | {answers} |" for answers, names in alike.items()]
+    return "\n".join(rows)
+
+
 BLOCKS = {
+    "ops.table": support,
     "first_kernel": lambda: snippet("first_kernel"),
     "first_error": lambda: snippet("first_error"),
     "gate_up.source": lambda: inspect.getsource(projection.project_gate_up.fn),
@@ -116,8 +131,11 @@ def refreshed(page: Path) -> str:
         name = match["name"]
         if name not in BLOCKS:
             raise SystemExit(f"{page.name}: no block is called {name!r}; known: {', '.join(BLOCKS)}")
+        text = BLOCKS[name]().rstrip()
+        if name.endswith(".table"):
+            return f"<!-- begin {name} -->\n{text}\n<!-- end {name} -->"
         language = "text" if name.endswith((".plan", ".task", ".domain", ".schedule")) else "python"
-        return f"<!-- begin {name} -->\n```{language}\n{BLOCKS[name]().rstrip()}\n```\n<!-- end {name} -->"
+        return f"<!-- begin {name} -->\n```{language}\n{text}\n```\n<!-- end {name} -->"
 
     return BLOCK.sub(block, page.read_text())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .backend import CuteBackend, CuteProgram
-from .manifest import BundleError
-from .runtime import LaunchError, Loaded, NoDevice
+from ..gpu.manifest import BundleError
+from ..gpu.program import GpuProgram
+from ..gpu.runtime import LaunchError, Loaded, NoDevice
+from .backend import CuteBackend
 
-__all__ = ["BundleError", "CuteBackend", "CuteProgram", "LaunchError", "Loaded", "NoDevice"]
+__all__ = ["BundleError", "CuteBackend", "GpuProgram", "LaunchError", "Loaded", "NoDevice"]

@@ -7,40 +7,21 @@ from typing import TYPE_CHECKING
 
 from pypto_models.ir.expr import Const, Var
 from pypto_models.ir.nodes import Carried, For, If
-from pypto_models.ir.types import INDEX, ScalarType, TensorType
+from pypto_models.ir.types import TensorType
 
-from .rules import refused
+from ..gpu.choices import ANYWHERE, chosen_view
+from ..gpu.tensors import View, view_dtype
+from .addresses import start_of
 from .scalars import DSL_TYPES
-from .tensors import View, multiple_of, view_dtype
 
 if TYPE_CHECKING:
     from .kernel import Kernel
-
-ANYWHERE = Var("anywhere", ScalarType(INDEX))  # is 0, but not known to be a multiple of anything
-
-
-def chosen_view(result: Var, options: tuple[View, ...], s: For | If) -> View:
-    """The view of what may be any of ``options``: its base is ``result``, at whose address it starts."""
-    first = options[0]
-    if any(o.strides != first.strides or o.shape != first.shape for o in options):
-        raise refused(
-            s.span, f"the name {result.name}", "it is one of two tensors whose rows lie apart differently",
-            "write to one tensor, or choose between whole tensors of one shape",
-        )  # fmt: skip
-    offsets = () if all(map(aligned, options)) else ((ANYWHERE, Const(1)),)
-    return View(result, first.shape, first.strides, offsets)
-
-
-def aligned(view: View) -> bool:
-    """Whether it starts at a multiple of 16 bytes, as far as can be known."""
-    per = 16 // view_dtype(view).bytes
-    return all(multiple_of(i) * multiple_of(s) % per == 0 for i, s in view.offsets)
 
 
 def address(k: Kernel, view: View) -> str:
     """Where a view starts, in bytes, as Int64."""
     pointer = k.pointer(view.base)
-    return f"({pointer} + ({view.start(k.write)})).toint()" if view.offsets else f"{pointer}.toint()"
+    return f"({pointer} + ({start_of(view, k.write)})).toint()" if view.offsets else f"{pointer}.toint()"
 
 
 def name_tensor(k: Kernel, result: Var, where: str, view: View) -> None:

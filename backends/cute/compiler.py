@@ -7,82 +7,73 @@ compiles what FOLDER/request.json asks for.  Runs where CUTLASS is installed; no
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pypto_models.errors import NOWHERE, Diag, InternalError, user_error
+from pypto_models.backend import Progress
+from pypto_models.cache import sources
+from pypto_models.errors import InternalError
 
-Progress = Callable[[int, int, str], None]
+from ..gpu import cubin
+from ..gpu.module import KernelSource
+from ..gpu.toolchain import MachineCode, Refusal, Resources, Results, Unit, require
 
-
-@dataclass(frozen=True)
-class MachineCode:
-    """One compiled kernel: ``symbol`` is its name in the cubin."""
-
-    cubin: bytes
-    ptx: str
-    symbol: str
+ALIGNMENT_SLACK = 1024  # bytes that the allocator in a kernel may skip to align what it gives
 
 
-@dataclass(frozen=True)
-class Unit:
-    """Emitted source and the parameters, (name, kind), of the kernels in it that are wanted."""
+class CuteToolchain:
+    """CUTLASS' Python DSL."""
 
-    source: str
-    kernels: Mapping[str, Sequence[tuple[str, str]]]
+    name = "cute"
+    package = "nvidia-cutlass-dsl"
 
+    def missing(self) -> str | None:
+        """Why nothing can be compiled here, or None."""
+        if importlib.util.find_spec("cutlass") is None:
+            return "CUTLASS is not installed: pip install 'pypto-models[cute]'"
+        return None
 
-@dataclass(frozen=True)
-class Refusal:
-    """What the DSL said to a kernel that it did not compile."""
+    def versions(self) -> dict[str, str]:
+        """Of Python, which the DSL compiles from, and of the DSL."""
+        return {"python": platform.python_version(), self.package: importlib.metadata.version(self.package)}
 
-    kernel: str
-    message: str
+    def key_parts(self) -> dict[str, object]:
+        """The device code, and this module."""
+        here = Path(__file__)
+        return {
+            "device": sources(here.with_name("device")),
+            "compiler": hashlib.sha256(here.read_bytes()).hexdigest(),
+        }
 
+    def suffix(self, arch: str) -> str:
+        """Of a file of machine code."""
+        return "cubin"
 
-def missing_compiler() -> str | None:
-    """Why nothing can be compiled here, or None."""
-    if importlib.util.find_spec("cutlass") is None:
-        return "CUTLASS is not installed: pip install 'pypto-models[cute]'"
-    return None
+    def compile_units(self, units: Sequence[Unit], arch: str, progress: Progress | None = None) -> Results:
+        """The kernels of every unit, or what was wrong with the first that failed.  One process for all.
 
-
-def compile_source(
-    source: str, kernels: Mapping[str, Sequence[tuple[str, str]]], arch: str, progress: Progress | None = None
-) -> dict[str, MachineCode]:
-    """Every kernel of ``kernels`` in ``source``.
-
-    Raises InternalError if the DSL refuses one: what is lowered must compile.
-    """
-    (out,) = compile_units([Unit(source, kernels)], arch, progress)
-    if isinstance(out, Refusal):
-        raise InternalError(f"CuTe DSL refused {out.kernel}, which this backend emitted:\n{out.message}")
-    return out
-
-
-def compile_units(
-    units: Sequence[Unit], arch: str, progress: Progress | None = None
-) -> list[dict[str, MachineCode] | Refusal]:
-    """The kernels of every unit, or what was wrong with the first that failed.  One process for all."""
-    if missing_compiler() is not None:
-        what = f"compiling for {arch}"
-        raise user_error(Diag.MISSING_EXTRA, NOWHERE, what=what, package="nvidia-cutlass-dsl", extra="cute")
-    with tempfile.TemporaryDirectory(prefix="pypto-cute-") as name:
-        folder = Path(name)
-        for i, unit in enumerate(units):
-            (folder / f"emitted_{i}.py").write_text(unit.source)
-        (folder / "request.json").write_text(json.dumps([dict(u.kernels) for u in units]))
-        _run(folder, arch, sum(len(u.kernels) for u in units), progress)
-        return [_collect(folder, i, unit) for i, unit in enumerate(units)]
+        Raises a user error where CUTLASS is not installed.
+        """
+        require(self, f"compiling for {arch}")
+        with tempfile.TemporaryDirectory(prefix="pypto-cute-") as name:
+            folder = Path(name)
+            for i, unit in enumerate(units):
+                (folder / f"emitted_{i}.py").write_text(unit.source)
+            wanted = [{k.name: k.parameters for k in u.kernels} for u in units]
+            (folder / "request.json").write_text(json.dumps(wanted))
+            _run(folder, arch, sum(map(len, wanted)), progress)
+            return [_collect(folder, i, unit) for i, unit in enumerate(units)]
 
 
 def _run(folder: Path, arch: str, total: int, progress: Progress | None) -> None:
@@ -111,16 +102,24 @@ def _run(folder: Path, arch: str, total: int, progress: Progress | None) -> None
 def _collect(folder: Path, i: int, unit: Unit) -> dict[str, MachineCode] | Refusal:
     out = {}
     for kernel in unit.kernels:
-        stem = folder / f"{i}_{kernel}"
+        stem = folder / f"{i}_{kernel.name}"
         error = stem.with_suffix(".error")
         if error.exists():
-            return Refusal(kernel, error.read_text())
+            return Refusal(kernel.name, error.read_text())
         ptx = stem.with_suffix(".ptx").read_text()
         found = re.search(r"\.visible \.entry (\w+)\(", ptx)
         if found is None:
-            return Refusal(kernel, "its PTX has no entry")
-        out[kernel] = MachineCode(stem.with_suffix(".cubin").read_bytes(), ptx, found.group(1))
+            return Refusal(kernel.name, "its PTX has no entry")
+        binary = stem.with_suffix(".cubin").read_bytes()
+        out[kernel.name] = MachineCode(binary, ptx, found.group(1), _resources(kernel, binary))
     return out
+
+
+def _resources(kernel: KernelSource, binary: bytes) -> Resources:
+    """Threads and shared memory as the lowering says; every kernel waits by itself (order.py)."""
+    used = cubin.resources(binary)
+    shared = kernel.shared_bytes + ALIGNMENT_SLACK if kernel.shared_bytes else 0
+    return Resources(kernel.threads, shared, used.registers, used.local_bytes, overlaps=True)
 
 
 # ------------------------------------------------------------------------------------- the other process

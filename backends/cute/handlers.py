@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from pypto_models.ir.expr import Const, Expr, Var, as_dim, index
+from pypto_models.ir.expr import Const, Expr, Var, index
 from pypto_models.ir.nodes import Let
 from pypto_models.ir.types import FP32, INT32, DType, TileType
 from pypto_models.ops.elementwise import pad_number
 from pypto_models.ops.value import torch_dtype
 
+from ..gpu.scan import VIEWS, indices
+from ..gpu.tensors import View, aligned_pitch, view_dtype, viewed
 from . import rules
+from .addresses import element_at, start_of
 from .kernel import Kernel
 from .layouts import Dealt, Fragment, Layout, Rows
 from .places import runs, strides_of
 from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal
-from .tensors import View, aligned_pitch, view_dtype
 from .text import BARRIER, Text
 from .tiles import Coordinates, Tile, as_type, inside
 
@@ -43,25 +45,10 @@ def result_type(s: Let) -> TileType:
     return t
 
 
-def indices(s: Let, name: str) -> tuple[Expr, ...]:
-    value = s.arg(name)
-    return tuple(index(x) for x in value) if isinstance(value, tuple) else ()
-
-
-@handles("view")
+@handles(*VIEWS)
 def _view(k: Kernel, s: Let) -> None:
-    view = k.view_of(s.arg("t"))
-    dropped = s.arg("drop_dims") or ()
-    shape = tuple(as_dim(x) for x in indices(s, "shape"))
-    k.views[s.result] = view.moved(shape, indices(s, "offset"), tuple(dropped))  # type: ignore[arg-type]
-
-
-@handles("view_reshape")
-def _view_reshape(k: Kernel, s: Let) -> None:
-    view = k.view_of(s.arg("t"))
-    if not view.dense:
-        raise unsupported(s, "a view with gaps cannot be given other extents")
-    k.views[s.result] = view.reshaped(tuple(as_dim(x) for x in indices(s, "shape")))
+    k.view_of(s.arg("t"))
+    k.views[s.result] = viewed(s, k.views)
 
 
 @handles("load")
@@ -83,13 +70,13 @@ def _load(k: Kernel, s: Let) -> None:
         live.append(text)
     dropped: tuple[int, ...] = tuple(s.arg("drop_dims") or ())  # type: ignore[arg-type]
     box = view.moved(shape, at, dropped)
-    first = k.text.let("first", box.start(k.write))
+    first = k.text.let("first", start_of(box, k.write))
     pointer = k.pointer(view.base)
     kept = [i for i in range(len(shape)) if i not in dropped]
     valid = tuple(live[i] for i in kept)
 
     def value(text: Text, c: Coordinates) -> str:
-        return f"block.element({pointer}, {box.at(k.write, first, c)})[0]"
+        return f"block.element({pointer}, {element_at(box, k.write, first, c)})[0]"
 
     layout = k.plan.of(s.result)
     tile = Tile(out.shape, out.dtype, valid, value, reads=frozenset({view.base}), layout=layout)
@@ -421,7 +408,7 @@ def _store(k: Kernel, s: Let) -> None:
     if lead:
         raise unsupported(s, "a store of a tile of fewer axes than its tensor")
     box = view.moved(view.shape, at)
-    start = t.let("first", box.start(k.write))
+    start = t.let("first", start_of(box, k.write))
     pointer = k.pointer(view.base)
     layout = tile.layout
     pitch = aligned_pitch(box, k.divisors)
@@ -474,7 +461,7 @@ def _put_valid(
 
 def _put(k: Kernel, box: View, pointer: str, start: str, c: Coordinates, tile: Tile, atomic: bool) -> None:
     value = as_type(tile.value(k.text, c), tile.dtype, view_dtype(box))
-    where = box.at(k.write, start, c)
+    where = element_at(box, k.write, start, c)
     if atomic:
         k.text.line(f"cute.arch.atomic_add({pointer} + ({where}), {value}, sem='relaxed', scope='gpu')")
     else:
@@ -489,8 +476,8 @@ def _read_tensor(k: Kernel, s: Let) -> None:
         filter(
             None,
             [
-                view.start(k.write) if view.offsets else "",
-                view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at)),
+                start_of(view, k.write) if view.offsets else "",
+                element_at(view, k.write, "Int64(0)", tuple(k.write(i) for i in at)),
             ],
         )
     )
@@ -509,8 +496,8 @@ def _write_tensor(k: Kernel, s: Let) -> None:
         filter(
             None,
             [
-                view.start(k.write) if view.offsets else "",
-                view.at(k.write, "Int64(0)", tuple(k.write(i) for i in at)),
+                start_of(view, k.write) if view.offsets else "",
+                element_at(view, k.write, "Int64(0)", tuple(k.write(i) for i in at)),
             ],
         )
     )

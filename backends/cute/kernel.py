@@ -14,18 +14,19 @@ from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
-from .choices import ANYWHERE, Slot, merge
+from ..gpu.choices import ANYWHERE
+from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, stores_in
+from ..gpu.tensors import View, multiple_of
+from ..gpu.timing import END, START
+from .choices import Slot, merge
 from .layouts import POINTWISE, THREADS, Dealt, Layout, Planner, Rows, Spread
-from .order import NOTHING, Ahead, lets, settled, sources
+from .order import NOTHING, Ahead, settled
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
-from .prefetch import Staged, stores_in
+from .prefetch import Staged
 from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
-from .scan import operands_of, reads_only, sources_of
-from .tensors import View, multiple_of
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
-from .timing import END, START
 from .waiting import ask, constants_first, reads, receive, small, start_rings, wait_once
 
 UNROLL = 8  # of loops that only read scalars: their loads then wait together

@@ -19,30 +19,34 @@ from pypto_models.schedule import Override
 from pypto_models.schedule.overrides import NONE
 from pypto_models.target import Target
 
+from ..gpu.grouping import Group, grouped, large
+from ..gpu.host import Stale, at_least_one, host_value, slice_of, with_places
+from ..gpu.manifest import Workspace
+from ..gpu.matching import Product, match
+from ..gpu.module import KernelSource, Launch, Module, nested
+from ..gpu.orchestration import Orchestration, State, extents_in
+from ..gpu.plans import RESERVED, Plan
+from ..gpu.plans import plan as plan_stream
+from ..gpu.recompute import recomputed
+from ..gpu.refusal import named
+from ..gpu.row_statistic import fused, norm_bytes
+from ..gpu.serial import strided
+from ..gpu.tensors import View
+from ..gpu.timing import EVENTS, STAMPED, STAMPS
+from ..gpu.unroll import unrolled
 from . import casts as casts  # registers its handlers
 from . import reductions as reductions
-from .grouping import Group, grouped, large
+from . import serial as serial
 from .handlers import HANDLERS
-from .host import Stale, at_least_one, host_value, slice_of, with_places
 from .kernel import THREADS, Kernel
-from .manifest import Workspace
-from .matching import Product, match
-from .module import KernelSource, Launch, Module, launcher, nested, signature
-from .orchestration import Orchestration, State, extents_in
+from .module import launcher, signature
 from .order import BEFORE, LATE, Ahead, placed
 from .places import allocated
-from .plans import RESERVED, Plan
-from .plans import plan as plan_stream
-from .recompute import recomputed
-from .row_statistic import fused, norm_bytes
 from .rules import refused
-from .serial import strided
 from .sharing import PLACE, Argument, Share, crowded, first_blocks, joint, next_blocks, own_blocks
 from .streaming import Norm, emit
 from .tail import Head, clearing, clears, resident, tail_blocks, tailed
-from .tensors import View
-from .timing import EVENTS, STAMPED, STAMPS
-from .unroll import unrolled
+from .text import Text
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Lowering(Orchestration):
         given: Mapping[str, Override] | None = None,
         scratch: frozenset[Var] = frozenset(),
     ) -> None:
-        super().__init__(function, kept)
+        super().__init__(function, kept, Text())
         self.scratch = scratch  # tensors that prologues write
         self.timing = timing
         self.given = given or {}
@@ -474,11 +478,12 @@ def lower(
 
     ``given`` fixes parts of the schedules of streamed products, by region name.
     """
-    function, scratch = recomputed(unrolled(function))
-    function = grouped(function)
-    kept: frozenset[int] = frozenset()
-    while True:
-        try:
-            return Lowering(function, target, timing, kept, given, scratch).module()
-        except Stale as stale:
-            kept |= {stale.let}
+    with named("cute"):
+        function, scratch = recomputed(unrolled(function))
+        function = grouped(function)
+        kept: frozenset[int] = frozenset()
+        while True:
+            try:
+                return Lowering(function, target, timing, kept, given, scratch).module()
+            except Stale as stale:
+                kept |= {stale.let}

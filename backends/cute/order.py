@@ -17,13 +17,14 @@ writes after its wait, and what its other blocks write is none of what it reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pypto_models.ir.expr import Var
-from pypto_models.ir.nodes import Block, For, If, Let, Stmt
+from pypto_models.ir.nodes import Let, Stmt
 
-from .tensors import View
+from ..gpu.scan import lets, sources
+from ..gpu.tensors import View
 
 TRIGGER = "cute.arch.griddepcontrol_launch_dependents()"
 WAIT = "cute.arch.griddepcontrol_wait()"
@@ -77,24 +78,6 @@ def settled(s: Stmt, ahead: Ahead, views: Mapping[Var, View]) -> bool:
 
 
 EFFECTS = ("store", "write_tensor", "create", "fill_tensor", "keep_address", "kept_tensor")
-READS = ("load", "read_tensor")
-VIEWS = ("view", "view_reshape")
-
-
-def sources(x: Let) -> tuple[Var, ...]:
-    """The tensor or view that a statement reads elements of."""
-    return (x.args[0],) if x.op.name in READS and isinstance(x.args[0], Var) else ()
-
-
-def lets(body: Block) -> Iterator[Let]:
-    for s in body:
-        if isinstance(s, Let):
-            yield s
-        elif isinstance(s, If):
-            yield from lets(s.then)
-            yield from lets(s.orelse)
-        elif isinstance(s, For):
-            yield from lets(s.body)
 
 
 def placed(text: str, late: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,14 @@ from pypto_models.ir.nodes import Bind, Block, For, If, Let, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TileType
 
-from .order import lets, settled, sources
+from ..gpu.scan import lets, sources, stores_in
+from ..gpu.tensors import aligned_pitch
+from ..gpu.timing import ARRIVED
+from .order import settled
 from .places import copy_call, padded_pitch, vectors
 from .scalars import DSL_TYPES
-from .tensors import aligned_pitch
 from .text import BARRIER
 from .tiles import Shared
-from .timing import ARRIVED
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -191,18 +191,6 @@ class Staged:
         k.text.line(f"{self.slot} = {self.slot} + 1")
         with k.text.nested(f"if {self.slot} == {self.stages}:"):
             k.text.line(f"{self.slot} = Int32(0)")
-
-
-def stores_in(body: Block) -> Iterator[Var]:
-    """The tensors and views that a block writes to."""
-    for st in body:
-        if isinstance(st, If):
-            yield from stores_in(st.then)
-            yield from stores_in(st.orelse)
-        elif isinstance(st, For):
-            yield from stores_in(st.body)
-        elif isinstance(st, Let) and st.op.name in ("store", "write_tensor") and isinstance(st.args[0], Var):
-            yield st.args[0]
 
 
 def runs_ahead(k: Kernel, load: Let, written: set[Var]) -> bool:

@@ -15,8 +15,8 @@ from pypto_models.ir.expr import Const, DimVar, Expr, Var, binary
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Region
 
-from .grouping import large
-from .host import none_if_negative
+from ..gpu.grouping import large
+from ..gpu.host import none_if_negative
 from .kernel import Kernel
 from .module import launcher, signature, typed
 from .order import BEFORE

@@ -9,11 +9,12 @@ from pypto_models.ir.expr import Const, Var, index
 from pypto_models.ir.nodes import Block, Let
 from pypto_models.ir.types import TileType
 
+from ..gpu.matching import Product
+from ..gpu.row_statistic import RowStatistic
+from ..gpu.tensors import View, view_dtype
+from .addresses import element_at, start_of
 from .handlers import HANDLERS
 from .kernel import Kernel
-from .matching import Product
-from .row_statistic import RowStatistic
-from .tensors import View, view_dtype
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
@@ -62,8 +63,8 @@ def emit(
     x_type = product.x.result.type
     assert isinstance(x_type, TileType)
     rows = kernel.write(limits[0]) if isinstance(limits, tuple) else str(x_type.shape[0])
-    x = f"{kernel.pointer(x_view.base)} + {x_view.start(kernel.write)}"
-    w = f"{kernel.pointer(w_view.base)} + {w_view.start(kernel.write)}"
+    x = f"{kernel.pointer(x_view.base)} + {start_of(x_view, kernel.write)}"
+    w = f"{kernel.pointer(w_view.base)} + {start_of(w_view, kernel.write)}"
     names = dict(kernel.names)
     prepared = tuple(x for x in names.values() if x.isidentifier())  # not what is constant
 
@@ -127,7 +128,7 @@ def emit(
         arguments.append(f"sums_from={kernel.pointer(before.sums)}")
         if before.of.columns is not None:
             base = kernel.view_of(before.of.columns.args[0])
-            arguments.append(f"x_columns={kernel.pointer(base.base)} + {base.start(kernel.write)}")
+            arguments.append(f"x_columns={kernel.pointer(base.base)} + {start_of(base, kernel.write)}")
     kernel.text, kernel.names = outer, names
     env = (*kernel.pointers.values(), *kernel.extents.values(), *kernel.captured.values(), *prepared)
     env = tuple(dict.fromkeys(env))
@@ -194,7 +195,7 @@ def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
         value = as_type(tile.value(text, place), tile.dtype, view_dtype(view))
         text.line(
             f"block.element({kernel.pointer(view.base)}, "
-            f"{box.at(kernel.write, box.start(kernel.write), place)})[0] = {value}"
+            f"{element_at(box, kernel.write, start_of(box, kernel.write), place)})[0] = {value}"
         )
         if behind is not None and s.arg("target") is behind.of.source:
             shown(kernel, behind.of.row.result, text.let("stored", value))

@@ -31,16 +31,17 @@ from pypto_models.ir.graph import expr_text
 from pypto_models.ir.types import INT32, INT64
 from pypto_models.target import Target
 
-from .grouping import nominal
+from ..gpu.grouping import nominal
+from ..gpu.manifest import Launch
+from ..gpu.module import KernelSource
+from ..gpu.plans import RESERVED
+from ..gpu.timing import END, STAMPS
 from .kernel import THREADS, Kernel
-from .manifest import Launch
-from .module import KernelSource, launcher, signature
+from .module import launcher, signature
 from .order import BEFORE
 from .places import SHARED, allocated
-from .plans import RESERVED
 from .sharing import Arguments, Joint, Share
 from .text import BARRIER, Text
-from .timing import END, STAMPS
 
 COUNTER = f"pointer:{INT32.name}"
 BLOCK = "tail_block"  # of a tail's function: the block of the region that it does

@@ -13,12 +13,13 @@ from pypto_models.ir.expr import Expr, Var
 from pypto_models.ir.nodes import Bind, Block, For, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import defs, uses
 
-from .order import AFTER, READS, VIEWS, WAIT
+from ..gpu.scan import READS, VIEWS, stores_in
+from ..gpu.timing import WAITED
+from .order import AFTER, WAIT
 from .places import vectors
-from .prefetch import Staged, stores_in
+from .prefetch import Staged
 from .text import BARRIER
 from .tiles import Tile
-from .timing import WAITED
 
 if TYPE_CHECKING:
     from .kernel import Kernel

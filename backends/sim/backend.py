@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pypto_models.backend import Compiled, Progress
-from pypto_models.target import KINDS
+from pypto_models.ops import REGISTRY
+from pypto_models.ops.memory import CREATE
+from pypto_models.target import Target
 
 from .machine import Machine
 from .splits import check_splits
@@ -29,8 +31,16 @@ class SimBackend:
     """Runs any program on CPU tensors; needs nothing that torch does not bring."""
 
     name = "sim"
-    kinds: tuple[str, ...] = KINDS
-    default_for: str | None = None
+    native = False
+
+    def covers(self, target: Target) -> str | None:
+        """None: it takes the limits and the order of any target from its description."""
+        return None
+
+    def support(self, op: str) -> str:
+        """An op is its OpDef's reference; ``create`` makes a buffer, which is the simulator's own."""
+        known = op == CREATE.name or REGISTRY[op].reference is not None
+        return "rule" if known else "unsupported: its OpDef has no reference"
 
     def unusable(self) -> str | None:
         """Why the backend cannot run on this machine; None, since it always can."""

@@ -20,7 +20,7 @@ from golden import Program as Runnable
 from models.common.config import DecoderConfig
 from models.common.step_bytes import StepBytes, step_bytes
 from models.common.step_inputs import LmHead
-from pypto_models.compile import Program, compile, resolve_platform
+from pypto_models.compile import Program, compile, resolve_platform, tiling_name
 from pypto_models.language import Kernel
 
 Tensors = dict[str, Tensor]
@@ -39,7 +39,7 @@ class LayerKind:
         configs: the model's sizes by name.
         kernel: the step without the LM head.
         kernel_with_head: the same with it.
-        constants: `(config, target, *, rows, span, head_rows)` -> constants of either kernel.
+        constants: `(config, tiling, *, rows, span, head_rows)` -> constants of either kernel.
         make_inputs: `(config, batch, context, *, tokens, span, seed, lm_head, dead_rows)` -> tensors by name.
         golden: evaluates a step in place, in the model's element type.
         exact: evaluates it in fp64, into tensors of its own.
@@ -75,9 +75,9 @@ class LayerKind:
         self, config: DecoderConfig, platform: str, lm_head: LmHead, *, rows: int | None = None, span: int = 1
     ) -> dict[str, Any]:
         """Keywords of `pypto_models.compile.compile`, for at most `rows` rows (default: max_batch)."""
-        target, _ = resolve_platform(platform)
         head_rows = {"skip": None, "single": self.head_chunk, "full": config.vocab_padded}[lm_head]
-        values = self.constants(config, target.name, rows=rows, span=span, head_rows=head_rows)
+        tiling = tiling_name(*resolve_platform(platform))
+        values = self.constants(config, tiling, rows=rows, span=span, head_rows=head_rows)
         return {"constants": values}
 
     def compile(

@@ -17,7 +17,7 @@ from models.common.checkpoint import Checkpoint, Progress
 from models.common.config import DecoderConfig
 from models.common.step import embed_step, head_step
 from models.common.tiling import tile_rows
-from pypto_models.compile import DEFAULT_PLATFORM, Program, compile, resolve_platform
+from pypto_models.compile import DEFAULT_PLATFORM, Program, compile, resolve_platform, tiling_name
 from pypto_models.language import Kernel
 from pypto_models.language.parameters import constant_names
 
@@ -66,7 +66,8 @@ class DecoderModel:
     ) -> dict[str, Any]:
         """The constants of one kernel, for steps of up to `rows` rows, `span` of one sequence.
 
-        `constants` gives those of all kernels; a kernel is handed the ones that it reads.
+        `target` names the tiling file, as `tiling_name` does.  `constants` gives those of all kernels; a
+        kernel is handed the ones that it reads.
         """
         values = self.constants(config, target, rows=rows, span=span, head_rows=config.vocab_padded)
         values["VOCAB"] = config.vocab
@@ -97,8 +98,8 @@ class StepPrograms:
         """
         key = name, tile_rows(rows), span
         if key not in self._made:
-            target, _ = resolve_platform(self.platform)
-            constants = self.model.kernel_constants(name, self.config, target.name, key[1], span)
+            tiling = tiling_name(*resolve_platform(self.platform))
+            constants = self.model.kernel_constants(name, self.config, tiling, key[1], span)
             kernel = self.model.kernels[name]
             self._made[key] = compile(kernel, platform=self.platform, constants=constants)
         return self._made[key]

@@ -8,6 +8,9 @@ parsing, `rows:` in it other values for taller steps; `schedule:` is read by the
       QKV_N: 256
       rows:
         128: {QKV_N: 128}
+
+Both are for the backend that the target's name alone means.  `tiling/<target>.<backend>.yaml` is for another:
+its constants come before those of the target, and its schedules are all that this backend has.
 """
 
 from __future__ import annotations
@@ -37,15 +40,22 @@ def tile_rows(rows: int) -> int:
     raise ValueError(f"rows = {rows} in one step: the tallest tile holds 1 to {HEIGHTS[-1]}")
 
 
-def load_source(folder: Path, target: str, rows: int = HEIGHTS[0]) -> dict[str, int]:
-    """The `source:` constants for a target and tiles of `rows` rows; empty if the target has no file.
+def load_source(folder: Path, name: str, rows: int = HEIGHTS[0]) -> dict[str, int]:
+    """The `source:` constants for tiles of `rows` rows; empty where no file has any.
+
+    `name` is `<target>`, or `<target>.<backend>`, whose constants come before those of the target.
 
     Raises:
-        UserError: the file is no YAML mapping of `source:` and `schedule:`, or a constant is no positive int.
+        UserError: a file is no YAML mapping of `source:` and `schedule:`, or a constant is no positive int.
     """
-    path = folder / f"{target}.yaml"
-    if not path.exists():
-        return {}
+    found: dict[str, int] = {}
+    for stem in dict.fromkeys((name.partition(".")[0], name)):
+        if (path := folder / f"{stem}.yaml").exists():
+            found |= _source(path, rows)
+    return found
+
+
+def _source(path: Path, rows: int) -> dict[str, int]:
     try:
         data = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:

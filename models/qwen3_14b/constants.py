@@ -20,9 +20,9 @@ def constants(
     """Names and values for `compile(constants=...)`.
 
     Args:
-        config: the model's sizes; of the tiling file of `target` all holds at the published size, and what
-            depends on the heads where these are the published ones; else the blocks' defaults do.
-        target: name of the target, without the backend.
+        config: the model's sizes; of the tiling file all holds at the published size, and what depends on the
+            heads where these are the published ones; else the blocks' defaults do.
+        target: name of its tiling file: `h200`, or `h200.triton` for a backend with one of its own.
         rows: rows of a step, at most; by default one for each of `config.max_batch` sequences.
         span: rows of one sequence in a step, at most.
         head_rows: rows of the LM head that a step computes; None for a step without it.

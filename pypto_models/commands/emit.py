@@ -9,10 +9,10 @@ from typing import Any
 from rich.console import Console
 
 from ..backend import Backend, Compiled, Emits
-from ..compile import lower_for, resolve_platform
+from ..compile import lower_for, tiling_name
 from ..errors import NOWHERE, Diag, user_error
 from ..kernel_file import KernelFile
-from .options import add_file_options, numbers, writable
+from .options import add_file_options, numbers, platform_of, writable
 
 
 def add(commands: Any) -> None:
@@ -46,8 +46,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def lowered(options: argparse.Namespace) -> tuple[Backend, Compiled]:
     """The backend, and the kernel as far as it takes it from."""
-    target, backend = resolve_platform(options.platform)
+    target, backend = platform_of(options)
     file = KernelFile.load(options.file)
     kernel = file.entry(options.kernel)
-    constants = file.constants(kernel, target.name, numbers(options.set, "--set"))
-    return backend, lower_for(kernel, (), target, constants)
+    constants = file.constants(kernel, tiling_name(target, backend), numbers(options.set, "--set"))
+    return backend, lower_for(kernel, (), target, constants, backend=backend)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .. import plot
 from ..check import KernelReport, check_kernel, unknown_overrides
-from ..compile import resolve_platform, schedule_overrides
+from ..compile import schedule_overrides, tiling_name
 from ..errors import NOWHERE, Diag, Span, user_error
 from ..ir.nodes import Region
 from ..ir.rewrite import walk
@@ -22,7 +22,7 @@ from ..kernel_file import KernelFile
 from ..passes.liveness import analyse
 from ..passes.plan_memory import Buffer, RegionPlan
 from ..target import Target
-from .options import add_file_options, numbers, writable
+from .options import add_file_options, numbers, platform_of, writable
 from .schedules import details, schedule_json
 
 
@@ -63,15 +63,15 @@ class _Region:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    target, _ = resolve_platform(options.platform)
+    target, backend = platform_of(options)
     if options.png is not None:
         plot.check_plotting()
     file = KernelFile.load(options.file)
     given = numbers(options.set, "--set")
     first = file.entry(options.kernel)
     chosen = file.entries if options.kernel is None and options.png is None else (first,)
-    fixed = schedule_overrides(options.file, target)
-    reports = [check_kernel(k, target, file.constants(k, target.name, given), fixed) for k in chosen]
+    fixed, tiling = schedule_overrides(options.file, target, backend), tiling_name(target, backend)
+    reports = [check_kernel(k, target, file.constants(k, tiling, given), fixed) for k in chosen]
     if chosen == file.entries:
         for error in unknown_overrides(fixed, reports):
             raise error

@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..backend import Backend
+from ..compile import DEFAULT_PLATFORM, resolve_platform
 from ..errors import NOWHERE, Diag, user_error
+from ..target import Target
 
 
 def add_file_options(parser: argparse.ArgumentParser, compiles: bool = False) -> None:
     """The file, the platform and the constants.  A command that ``compiles`` has no default platform."""
     parser.add_argument("file", type=Path, help="a Python file with @pl.jit kernels")
+    names = ("-p", "--platform", "--target")
     if compiles:
-        parser.add_argument(
-            "-p", "--platform", "--target", required=True, help="what to compile for, such as h200 or gb10"
-        )
+        parser.add_argument(*names, required=True, help="what to compile for, such as h200 or gb10")
         parser.add_argument("--kernel", metavar="NAME", help="the entry (default: the first of the file)")
     else:
-        parser.add_argument("-p", "--platform", default="a2a3sim", help="whose limits hold (default a2a3sim)")
+        parser.add_argument(*names, default=DEFAULT_PLATFORM, help="whose limits hold (default %(default)s)")
+    parser.add_argument(
+        "--backend", metavar="NAME", help="of the target: --target h200 --backend cute is -p h200:cute"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -27,6 +32,11 @@ def add_file_options(parser: argparse.ArgumentParser, compiles: bool = False) ->
         metavar="NAME=VALUE",
         help="replace an integer or float constant",
     )
+
+
+def platform_of(options: argparse.Namespace) -> tuple[Target, Backend]:
+    """What ``--platform`` and ``--backend`` say; raises a user error if they contradict each other."""
+    return resolve_platform(options.platform, options.backend)
 
 
 def numbers(pairs: Sequence[str], option: str) -> dict[str, Any]:

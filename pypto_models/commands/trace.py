@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import plot
-from ..compile import lower_for, resolve_platform
+from ..compile import lower_for, tiling_name
 from ..cost import CAVEAT, Estimate, estimate, trace_events
 from ..cost.inputs import DEFAULT_EXTENT, known_names
 from ..kernel_file import KernelFile
-from .options import add_file_options, numbers, writable
+from .options import add_file_options, numbers, platform_of, writable
 
 
 def add(commands: Any) -> None:
@@ -46,16 +46,15 @@ def add(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    target, _ = resolve_platform(options.platform)
+    target, backend = platform_of(options)
     if options.png is not None:
         plot.check_plotting()
     for path in (options.output, options.png):
         writable(path)
     file = KernelFile.load(options.file)
     kernel = file.entry(options.kernel)
-    compiled = lower_for(
-        kernel, (), target, file.constants(kernel, target.name, numbers(options.set, "--set"))
-    )
+    constants = file.constants(kernel, tiling_name(target, backend), numbers(options.set, "--set"))
+    compiled = lower_for(kernel, (), target, constants, backend=backend)
     extents = numbers(options.extent, "--extent")
     known = known_names(compiled.function)
     arguments = {n: v for n, v in file.arguments(target.name, extents).items() if n in known or n in extents}

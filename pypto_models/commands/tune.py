@@ -12,15 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..backend import Bundles, Reopens
-from ..compile import backend_table, resolve_platform
+from ..compile import backend_table, resolve_platform, tiling_name
 from ..errors import NOWHERE, Diag, user_error
 from ..kernel_file import KernelFile
-from ..target import load_target
 from ..tuning import picking, planning, running
 from ..tuning.choices import groups
 from ..tuning.device import Gpu
 from ..tuning.records import Plan, Results, Value
-from .options import add_file_options, numbers
+from .options import add_file_options, numbers, platform_of
 
 LIMIT_MIB = 48
 MOST = 24
@@ -83,7 +82,7 @@ def _add_plan(steps: Any) -> None:
 
 
 def _plan(options: argparse.Namespace, console: Console) -> int:
-    target, backend = resolve_platform(options.platform)
+    target, backend = platform_of(options)
     if not isinstance(backend, Bundles) or not isinstance(backend, Reopens):
         raise user_error(
             Diag.ARGUMENT, NOWHERE, name="--platform", why=f"the backend {backend.name} keeps no programs",
@@ -93,9 +92,9 @@ def _plan(options: argparse.Namespace, console: Console) -> int:
     kernel = file.entry(options.kernel)
     source = planning.Source(
         str(options.file), kernel, target,
-        file.constants(kernel, target.name, numbers(options.set, "--set")),
+        file.constants(kernel, tiling_name(target, backend), numbers(options.set, "--set")),
         file.arguments(target.name, numbers(options.extent, "--extent")),
-        groups(file.tuning(target.name)),
+        groups(file.tuning(tiling_name(target, backend))),
     )  # fmt: skip
     found = planning.plan(
         source, backend, options.output, regions=options.region, most=options.most,
@@ -152,7 +151,8 @@ def _pick(options: argparse.Namespace, console: Console) -> int:
     console.print(table)
     if options.dry_run:
         return 0
-    path = options.output or Path(plan.file).parent / "tiling" / f"{load_target(plan.target).name}.yaml"
+    own = f"{tiling_name(*resolve_platform(plan.target, plan.backend))}.yaml"
+    path = options.output or Path(plan.file).parent / "tiling" / own
     picking.write(path, chosen)
     console.print(f"wrote {path}", markup=False, soft_wrap=True)
     return 0

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.cute.cache import FOLDER_VARIABLE
-from backends.cute.cubin import Resources
-from backends.cute.manifest import read_bundle
+from backends.gpu.cache import FOLDER_VARIABLE
+from backends.gpu.manifest import read_bundle
 from pypto_models import cli
 from tests.backends.cute.support import CountingCompiler
 
@@ -60,8 +59,7 @@ def test_build_for_timing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr("backends.cute.compiler.compile_source", CountingCompiler())
-    monkeypatch.setattr("backends.cute.bundle.resources", lambda cubin: Resources(32, 0))
+    monkeypatch.setattr("backends.cute.compiler.CuteToolchain.compile_units", CountingCompiler())
     for folder, options in (("plain", []), ("timed", ["--timing"])):
         given = ["build", SOFTMAX, "-p", "h200", "-o", str(tmp_path / folder), *options]
         assert cli.main(given) == 0
@@ -93,14 +91,14 @@ def test_build_writes_a_bundle(
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "cache"))
     assert cli.main(["build", SOFTMAX, "--target", "gb10", "-o", str(tmp_path / "one"), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    manifest, cubins = read_bundle(tmp_path / "one")
+    manifest, binaries = read_bundle(tmp_path / "one")
     assert (report["program"], report["target"], report["backend"]) == ("softmax", "gb10", "cute")
-    assert [k["name"] for k in report["kernels"]] == list(cubins)
+    assert [k["name"] for k in report["kernels"]] == list(binaries)
     assert report["kernels"][0]["registers"] == manifest.kernels[0].registers > 0
     assert manifest.arch == "sm_121a" and manifest.parameters[0].shape == ("ROWS", "512")
 
     # Again from the cache: the same files, without a compiler.
-    monkeypatch.setattr("backends.cute.compiler.compile_units", None)
+    monkeypatch.setattr("backends.cute.compiler.CuteToolchain.compile_units", None)
     assert cli.main(["build", SOFTMAX, "-p", "gb10", "-o", str(tmp_path / "two")]) == 0
     shown = capsys.readouterr().out
     assert "softmax for gb10" in shown and f" {manifest.kernels[0].registers} " in shown

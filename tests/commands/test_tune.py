@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backends.cute.manifest import read_bundle
+from backends.gpu.manifest import read_bundle
 from pypto_models.cli import main
 from pypto_models.schedule.overrides import load
 from pypto_models.tuning.records import Plan, Result, Results
@@ -83,9 +83,9 @@ def test_a_plan_of_machine_code(tmp_path: Path, capsys: pytest.CaptureFixture[st
     plan = Plan.read(folder)
     (up,) = plan.parts
     for v in up.variants:
-        manifest, cubins = read_bundle(folder / v.folder)
+        manifest, binaries = read_bundle(folder / v.folder)
         (kernel,) = manifest.kernels
-        assert kernel.how == "stream" and cubins[kernel.name].startswith(b"\x7fELF")
+        assert kernel.how == "stream" and binaries[kernel.name].startswith(b"\x7fELF")
         (launch,) = manifest.launches
         assert launch.grid == str(v.values["walkers"])  # type: ignore[union-attr]
         assert kernel.threads == 32 * int(v.values["warps_n"]) * int(v.values["warps_k"])

@@ -67,7 +67,7 @@ def test_flops_of_the_projections(found: Estimate) -> None:
     assert flops["out_proj"] - 2 * 16 * c.hidden * c.q_width == 5 * 16 * c.hidden
 
 
-@pytest.mark.parametrize("target", ["a2a3", "a5", "gb10", "h200"])
+@pytest.mark.parametrize("target", ["a2a3", "a5", "gb10", "h200", "mi300x", "mi355x"])
 def test_nothing_is_faster_than_the_bandwidth_or_the_critical_path(target: str) -> None:
     found = layer(target)
     s = found.summary

@@ -460,6 +460,20 @@ def test_tiling_constants(tmp_path: Path) -> None:
     assert tiling.load_source(tmp_path, "another") == {}
 
 
+def test_tiling_constants_of_another_backend(tmp_path: Path) -> None:
+    """They come before those of the target; without them, or without a file, the target's hold."""
+    folder = write(tmp_path, "source:\n  QKV_N: 256\n  OUT_N: 64\n  rows:\n    128: {QKV_N: 128}\n")
+    assert tiling.load_source(folder, "a2a3.other") == {"QKV_N": 256, "OUT_N": 64}
+    (folder / "a2a3.other.yaml").write_text("source:\n  QKV_N: 32\n  rows:\n    64: {QKV_N: 16}\n")
+    assert tiling.load_source(folder, "a2a3.other") == {"QKV_N": 32, "OUT_N": 64}
+    assert tiling.load_source(folder, "a2a3.other", 64) == {"QKV_N": 16, "OUT_N": 64}
+    assert tiling.load_source(folder, "a2a3.other", 128) == {"QKV_N": 32, "OUT_N": 64}
+    assert tiling.load_source(folder, "a2a3", 128) == {"QKV_N": 128, "OUT_N": 64}
+    (folder / "a2a3.other.yaml").write_text("source: {QKV_N: -1}\n")
+    with pytest.raises(UserError, match=r"a2a3\.other\.yaml: QKV_N is -1"):
+        tiling.load_source(folder, "a2a3.other")
+
+
 def test_tiling_of_taller_steps(tmp_path: Path) -> None:
     folder = write(tmp_path, "source:\n  QKV_N: 256\n  OUT_N: 256\n  rows:\n    128: {OUT_N: 128}\n")
     assert tiling.load_source(folder, "a2a3", 64) == {"QKV_N": 256, "OUT_N": 256}

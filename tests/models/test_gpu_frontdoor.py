@@ -11,9 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import backends.cute.bundle as bundles
 from backends.cute import compiler
-from backends.cute.cubin import Resources
 from models.common import frontdoor, step_time
 from models.common.config import DecoderConfig
 from models.common.harness import LayerKind
@@ -37,8 +35,7 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingCompile
     """In place of the compiler, with an empty cache."""
     counter = CountingCompiler()
     monkeypatch.setenv("PYPTO_MODELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "compile_source", counter)
-    monkeypatch.setattr(bundles, "resources", lambda cubin: Resources(32, 0))
+    monkeypatch.setattr(compiler.CuteToolchain, "compile_units", counter)
     return counter
 
 

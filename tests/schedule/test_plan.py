@@ -157,6 +157,14 @@ def test_each_rule_finds_its_planted_fault(break_it: Callable[[Schedule], Schedu
     assert any(message in x for x in problems(break_it(s), H200)), problems(break_it(s), H200)
 
 
+def test_a_warp_of_amd_has_64_threads() -> None:
+    for target, most in ((H200, 32), (load_target("mi300x"), 16)):
+        allowed, refused = (problems(replace(schedule(), warps=w), target) for w in (most, most + 1))
+        size = 1024 // most
+        assert not [x for x in allowed if "threads, and a block" in x]
+        assert f"it has {(most + 1) * size} threads, and a block {size} to 1024" in refused
+
+
 @pytest.mark.parametrize("change", [{"step": 32}, {"slot_cells": 1}, {"x_place": "shared"}])
 def test_a_ring_of_the_cta_holds_whole_steps(change: dict[str, Any]) -> None:
     s = schedule(owner="cta")

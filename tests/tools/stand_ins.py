@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from backends.cute.bundle import parameters
-from backends.cute.timing import STAMPS
+from backends.gpu.bundle import parameters
+from backends.gpu.timing import STAMPS
 from pypto_models.compile import compile
 from tools.gpu_bench.catalogue import ENTRIES
 
@@ -57,7 +57,9 @@ def simulated(name: str, spoil: Spoil | None = None) -> Simulated:
     constants = entry.constants(entry.kind.configs["tiny"], "h200sim")
     program = compile(entry.kernel, platform="h200sim", constants=constants, schedules={})
     given = parameters(program.compiled.function)
-    return Simulated(SimpleNamespace(name=entry.kernel.name, parameters=given, launches=()), program, spoil)
+    return Simulated(
+        SimpleNamespace(name=entry.kernel.name, parameters=given, launches=(), backend="cute"), program, spoil
+    )
 
 
 def folders(root: Path, *names: str) -> Path:

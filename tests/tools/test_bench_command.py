@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from backends.cute.manifest import Launch, Parameter
-from backends.cute.timing import ARRIVED, END, START
+from backends.gpu.manifest import Launch, Parameter
+from backends.gpu.timing import ARRIVED, END, START
 from tests.tools.stand_ins import Simulated, Slow, folders, loader, simulated
 from tools import bench
 from tools.gpu_bench import attention, peers, stock, tasks

@@ -10,11 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import backends.cute.bundle as bundles
-from backends.cute import compiler
-from backends.cute.cubin import Resources
-from backends.cute.manifest import read_bundle
-from backends.cute.timing import ARRIVED, END, EVENTS, START, WAITED
+from backends.cute.compiler import CuteToolchain
+from backends.gpu.manifest import read_bundle
+from backends.gpu.timing import ARRIVED, END, EVENTS, START, WAITED
 from tests.backends.cute.support import CountingCompiler, needs_cutlass
 from tests.tools.stand_ins import Slow
 from tools.gpu_bench import prepare, stamps
@@ -178,8 +176,7 @@ def test_the_events_are_those_of_the_backend() -> None:
 @needs_cutlass
 def test_bundles_are_prepared_and_known_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYPTO_MODELS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "compile_source", CountingCompiler())
-    monkeypatch.setattr(bundles, "resources", lambda cubin: Resources(32, 0))
+    monkeypatch.setattr(CuteToolchain, "compile_units", CountingCompiler())
     said: list[str] = []
     only = ["qwen3_14b/o", "*/without", "qwen3_5_27b/gdn/timing"]
     size = prepare.prepare("h200", tmp_path / "b", "tiny", only, said.append)

@@ -12,6 +12,7 @@ from pypto_models.backend import Compiled, KernelRow, Progress
 from pypto_models.compile import backend_table
 from pypto_models.errors import Diag, user_error
 from pypto_models.ir.printer import format_function
+from pypto_models.target import Target
 from pypto_models.tuning.device import Call
 
 
@@ -41,8 +42,10 @@ class Toy:
     """Keeps programs; refuses a tile of 1024."""
 
     name = "toy"
-    kinds: tuple[str, ...] = ("gpu",)
-    default_for: str | None = None
+    native = True
+
+    def covers(self, target: Target) -> str | None:
+        return None if target.gpu is not None else "it keeps programs of GPUs"
 
     def unusable(self) -> str | None:
         return None

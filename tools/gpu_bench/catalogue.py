@@ -1,8 +1,8 @@
 """The programs of the bench by name, and which of them a bundle holds.
 
-    qwen3_14b/full, qwen3_5_27b/full, qwen3_5_27b/gdn     a layer, from `hidden` to `next_hidden`
-    qwen3_14b/full/without, qwen3_5_27b/full/without      the same without its attention
-    qwen3_14b/qkv, qwen3_14b/o, .../gate_up, .../down     one projection
+qwen3_14b/full, qwen3_5_27b/full, qwen3_5_27b/gdn     a layer, from `hidden` to `next_hidden`
+qwen3_14b/full/without, qwen3_5_27b/full/without      the same without its attention
+qwen3_14b/qkv, qwen3_14b/o, .../gate_up, .../down     one projection
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from backends.cute.manifest import Repeat
-from backends.cute.runtime import Loaded, no_device
+from backends.gpu.manifest import Repeat
+from backends.gpu.runtime import Loaded, no_device
 from models.common.step_time import Device, Gpu, read_rate
 from tools.gpu_bench.agenda import tasks
 from tools.gpu_bench.catalogue import BenchError, identify
@@ -78,7 +78,7 @@ def _program(loaded: Any, folder: Path) -> Program:
     except BenchError as error:
         raise BenchError(f"{folder}: {error}") from error
     dtypes = {p.name: getattr(torch, p.dtype) for p in given}
-    return Program(found, dtypes, loaded, tuple(_launches(m.launches)))
+    return Program(found, dtypes, loaded, tuple(_launches(m.launches)), m.backend)
 
 
 def _launches(launches: Sequence[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from backends.cute.timing import EVENTS, STAMPED, STAMPS
+from backends.gpu.timing import EVENTS, STAMPED, STAMPS
 from tools.gpu_bench.check import compare, product_references
 from tools.gpu_bench.data import Case, Layers
 from tools.gpu_bench.measure import Timing, time_calls
-from tools.gpu_bench.report import OURS, Row
+from tools.gpu_bench.report import Row, ours_on
 from tools.gpu_bench.session import LEVEL, RAGGED, Program, Session, entry_of, subject
 from tools.gpu_bench.stamps import Launch, timeline
 
@@ -27,7 +27,7 @@ def measure_layer(s: Session, case: Case, ours: Program, bare: Program | None, k
     if bare is not None:
         rest = _layer(s, case, bare, f"{subject(case)} without attention")
         if whole.timing is not None and rest.timing is not None:
-            s.report.add(_difference(s, case, whole.timing, rest.timing))
+            s.report.add(_difference(s, case, ours_on(ours.backend), whole.timing, rest.timing))
     if not keep:
         s.forget(case)
 
@@ -47,11 +47,20 @@ def _layer(s: Session, case: Case, program: Program, name: str) -> Row:
     moved = layers.bytes(list(program.dtypes))
     count = moved.weights if bare else moved.total
     return s.report.add(
-        Row(name, OURS, timing, count, s.ceiling.us(count), verdicts, why, failed=not repeats)
+        Row(
+            name,
+            ours_on(program.backend),
+            timing,
+            count,
+            s.ceiling.us(count),
+            verdicts,
+            why,
+            failed=not repeats,
+        )
     )
 
 
-def _difference(s: Session, case: Case, whole: Timing, rest: Timing) -> Row:
+def _difference(s: Session, case: Case, program: str, whole: Timing, rest: Timing) -> Row:
     """The attention, merge included: the layer's time with minus without it."""
     us = whole.us - rest.us
     timing = Timing(us, whole.least - rest.most, whole.most - rest.least)
@@ -59,10 +68,10 @@ def _difference(s: Session, case: Case, whole: Timing, rest: Timing) -> Row:
     why = "the layer minus the layer without it"
     if case.label == RAGGED:
         level = Case(case.kind, case.size, LEVEL, case.lengths)
-        even = s.report.find(f"{subject(level)} attention", OURS)
+        even = s.report.find(f"{subject(level)} attention", program)
         if even is not None and even.timing is not None and even.timing.us > 0:
             why += f"; {us / even.timing.us:.2f} of the time for level contexts"
-    return Row(f"{subject(case)} attention", OURS, timing, count, s.ceiling.us(count), why=why)
+    return Row(f"{subject(case)} attention", program, timing, count, s.ceiling.us(count), why=why)
 
 
 def measure_product(s: Session, ours: Program) -> None:
@@ -73,7 +82,9 @@ def measure_product(s: Session, ours: Program) -> None:
     verdicts = tuple(compare(product_references(products), products.tensors[0]))
     timing = time_calls(s.device, calls, least=PRODUCTS)
     count = products.bytes
-    s.report.add(Row(ours.found.entry.name, OURS, timing, count, s.ceiling.us(count), verdicts))
+    s.report.add(
+        Row(ours.found.entry.name, ours_on(ours.backend), timing, count, s.ceiling.us(count), verdicts)
+    )
 
 
 def measure_regions(s: Session, case: Case, timed: Program) -> None:
@@ -86,8 +97,9 @@ def measure_regions(s: Session, case: Case, timed: Program) -> None:
         s.device.seconds(timed.calls(stamped), 1)
         samples.append([t[STAMPS].cpu() for t in stamped])
     floors = [Launch(name, s.ceiling.us(_moved(layers, timed, given))) for name, given in timed.launches]
-    regions, gap = timeline(subject(case), floors, samples)
-    s.report.add_regions(subject(case), regions, gap)
+    name = ours_on(timed.backend, subject(case))
+    regions, gap = timeline(name, floors, samples)
+    s.report.add_regions(name, regions, gap)
 
 
 def _moved(layers: Layers, timed: Program, given: Sequence[str]) -> int:

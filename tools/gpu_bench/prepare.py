@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pypto_models.compile import compile, resolve_platform, schedule_overrides
+from pypto_models.compile import compile, resolve_platform, schedule_overrides, tiling_name
 from pypto_models.errors import UserError
 from tools.gpu_bench.catalogue import ENTRIES, LAYERS, Entry
 
@@ -50,15 +50,15 @@ def prepare(
     todo = list(wanted(only))
     if not todo:
         raise ValueError(f"no program is called {' or '.join(only)}; known: {', '.join(ENTRIES)}")
-    target, _ = resolve_platform(platform)
+    target, backend = resolve_platform(platform)
     for name, entry, timing in todo:
         started = time.monotonic()
         program = compile(
             entry.kernel,
             platform=platform,
-            constants=entry.constants(entry.kind.configs[size], target.name),
+            constants=entry.constants(entry.kind.configs[size], tiling_name(target, backend)),
             backend_options={"timing": True} if timing else {},
-            schedules=schedule_overrides(Path(entry.step.file), target),
+            schedules=schedule_overrides(Path(entry.step.file), target, backend),
         )
         shutil.rmtree(folder / name, ignore_errors=True)
         program.save(folder / name)

@@ -89,7 +89,5 @@ def _kernels(data: torch.Tensor) -> Iterator[tuple[str, Any, torch.Tensor]]:
     for block, warps, per_sm, ahead in SWEEP:
         sums = torch.zeros(sms * per_sm, dtype=torch.int32, device=data.device)
         count = data.numel() // block
-        run = partial(
-            _sweep[(sums.numel(),)], data, sums, count, BLOCK=block, AHEAD=ahead, num_warps=warps
-        )
+        run = partial(_sweep[(sums.numel(),)], data, sums, count, BLOCK=block, AHEAD=ahead, num_warps=warps)
         yield f"{per_sm} x {warps} warps per SM, {ahead} x {block // 256} KiB ahead", run, sums

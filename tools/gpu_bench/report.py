@@ -19,6 +19,11 @@ PASS, FAIL, ERROR, UNCHECKED = "PASS", "FAIL", "ERROR", "-"
 OURS, TIMED = "ours", "ours, timing build"
 
 
+def ours_on(backend: str, name: str = OURS) -> str:
+    """What our programs are called; those of the first backend, CuTe DSL, need not say so."""
+    return name if backend == "cute" else f"{name} ({backend})"
+
+
 @dataclass(frozen=True)
 class Ceiling:
     """Bytes per second of the best kernel that only reads, which one that was, and those of ``torch.sum``."""
@@ -157,7 +162,7 @@ class Report:
     @property
     def failed(self) -> bool:
         """Whether something was wrong; a peer that raises is not."""
-        return any(r.status == FAIL or (r.status == ERROR and r.program in (OURS, TIMED)) for r in self.rows)
+        return any(r.status == FAIL or (r.status == ERROR and r.program.startswith(OURS)) for r in self.rows)
 
     def report(self) -> dict[str, Any]:
         """As JSON."""

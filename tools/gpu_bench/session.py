@@ -28,6 +28,7 @@ class Program:
 
     Args:
         found: which program it is.
+        backend: which made it.
         dtypes: of its parameters, in order.
         call: with the tensors by name.
         launches: kernels in the order in which it launches them, each with the tensors that it is given.
@@ -37,6 +38,7 @@ class Program:
     dtypes: Mapping[str, torch.dtype]
     call: Callable[[Mapping[str, Any]], object]
     launches: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    backend: str = "cute"
 
     def calls(self, layers: Sequence[Mapping[str, Tensor]]) -> list[Call]:
         """Calls with the tensors of each of the layers."""
@@ -57,10 +59,17 @@ class Session:
     _layers: dict[Case, Layers] = field(default_factory=dict)
     _references: dict[tuple[Case, bool], References] = field(default_factory=dict)
 
-    def find(self, name: str, timing: bool = False) -> Program | None:
-        """The bundle of the program `name`, if it is there."""
-        wanted = (name, timing)
-        return next((p for p in self.programs if (p.found.entry.name, p.found.timing) == wanted), None)
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Those that have made a bundle, CuTe DSL first."""
+        return tuple(sorted({p.backend for p in self.programs}))
+
+    def find(self, name: str, timing: bool = False, backend: str | None = None) -> Program | None:
+        """The bundle of the program `name`, if it is there; of any backend where none is named."""
+        for p in self.programs:
+            if (p.found.entry.name, p.found.timing) == (name, timing) and backend in (None, p.backend):
+                return p
+        return None
 
     def case(self, program: Program, batch: int, label: str = "") -> Case:
         """A step of `batch` sequences: contexts as long as the model allows, or `RAGGED`, or `LEVEL`."""

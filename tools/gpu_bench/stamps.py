@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tools.gpu_bench.report import Region
 
-START, WAITED, ARRIVED, END = range(4)  # as in backends/cute/timing.py
+START, WAITED, ARRIVED, END = range(4)  # as in backends/gpu/timing.py
 
 
 @dataclass(frozen=True)

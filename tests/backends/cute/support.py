@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 import pypto_models.language as pl
-from backends.cute.compiler import MachineCode, Progress
-from backends.cute.lower import Module, lower
+from backends.cute.lower import lower
+from backends.gpu.module import Module
+from backends.gpu.toolchain import MachineCode, Resources, Results, Unit
+from pypto_models.backend import Progress
 from pypto_models.compile import lower_for
 from pypto_models.target import load_target
 
@@ -83,19 +85,23 @@ def module_of(kernel: pl.Kernel, target: str = "h200", **constants: object) -> M
 
 @dataclass
 class CountingCompiler:
-    """In place of ``compiler.compile_source``: machine code that says what it was made from."""
+    """In place of a toolchain's ``compile_units``: machine code that says what it was made from."""
 
-    wanted: list[tuple[str, ...]] = field(default_factory=list)  # the kernels of each compilation
+    wanted: list[tuple[str, ...]] = field(default_factory=list)  # the kernels of each unit
 
-    def __call__(
-        self,
-        source: str,
-        kernels: Mapping[str, Sequence[tuple[str, str]]],
-        arch: str,
-        progress: Progress | None = None,
-    ) -> dict[str, MachineCode]:
-        self.wanted.append(tuple(kernels))
-        for done, name in enumerate(kernels, 1):
+    def __call__(self, units: Sequence[Unit], arch: str, progress: Progress | None = None) -> Results:
+        self.wanted += [tuple(k.name for k in u.kernels) for u in units]
+        names = [k.name for u in units for k in u.kernels]
+        for done, name in enumerate(names, 1):
             if progress is not None:
-                progress(done, len(kernels), name)
-        return {n: MachineCode(f"{arch} {n}".encode(), f"// {n}", f"symbol_{n}") for n in kernels}
+                progress(done, len(names), name)
+        return [
+            {
+                k.name: MachineCode(
+                    f"{arch} {k.name}".encode(), f"// {k.name}", f"symbol_{k.name}",
+                    Resources(k.threads, k.shared_bytes, 32, 0, overlaps=True),
+                )
+                for k in u.kernels
+            }
+            for u in units
+        ]  # fmt: skip

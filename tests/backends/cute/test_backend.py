@@ -10,6 +10,7 @@ import pytest
 
 from backends import BACKENDS
 from backends.cute import CuteBackend, compiler
+from backends.cute.compiler import CuteToolchain
 from pypto_models.backend import Bundles, Emits
 from pypto_models.compile import compile as compile_program
 from pypto_models.compile import platforms, resolve_platform
@@ -31,11 +32,11 @@ def test_the_simulator_keeps_its_names() -> None:
     assert not {"a2a3", "a2a3cute", "a5cute"} & set(platforms())
 
 
-def test_it_covers_gpus_only() -> None:
-    with pytest.raises(
-        UserError, match=r"unknown platform 'a2a3:cute \(the backend cute is for gpu targets\)'"
-    ):
-        resolve_platform("a2a3:cute")
+@pytest.mark.parametrize("target", ["a2a3", "mi300x"])
+def test_it_covers_nvidia_gpus_only(target: str) -> None:
+    why = rf"cute does not cover {target}: CuTe DSL compiles for NVIDIA GPUs\n  fix: use .*{target}sim"
+    with pytest.raises(UserError, match=why):
+        resolve_platform(f"{target}:cute")
     with pytest.raises(UserError, match="unknown platform 'a2a3'"):
         resolve_platform("a2a3")
 
@@ -53,7 +54,7 @@ def test_without_cutlass_compiling_names_the_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=why):
         compile_program(twice, platform="h200")
     with pytest.raises(UserError, match=r"compiling for sm_90a needs nvidia-cutlass-dsl"):
-        compiler.compile_source("", {}, "sm_90a")
+        CuteToolchain().compile_units([], "sm_90a")
 
 
 def test_an_unknown_option_is_an_error() -> None:

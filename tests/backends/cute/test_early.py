@@ -8,9 +8,10 @@ import textwrap
 import pytest
 
 import pypto_models.language as pl
-from backends.cute.compiler import Refusal, Unit, compile_units
+from backends.cute.compiler import CuteToolchain
 from backends.cute.lower import lower
-from backends.cute.module import Module
+from backends.gpu.module import Module
+from backends.gpu.toolchain import Refusal, Unit
 from pypto_models.compile import lower_function
 from pypto_models.target import load_target
 
@@ -240,9 +241,9 @@ def test_what_is_worked_out_again_need_not_wait() -> None:
 @pytest.mark.slow
 def test_they_compile() -> None:
     modules = [lowered(FIRST, take(after=PUT)), lowered(FIRST, take(*ASKS, *SCALED))]
-    units = [Unit(m.source, {k.name: k.parameters for k in m.kernels if k.name == "take"}) for m in modules]
-    for code in compile_units(units, "sm_90a"):
+    units = [Unit(m.source, [k for k in m.kernels if k.name == "take"]) for m in modules]
+    for code in CuteToolchain().compile_units(units, "sm_90a"):
         assert not isinstance(code, Refusal), code
         (kernel,) = code.values()
-        assert ".local" not in kernel.ptx
-        assert re.search(r"cp\.async.*griddepcontrol\.wait", kernel.ptx, re.DOTALL)
+        assert ".local" not in kernel.text
+        assert re.search(r"cp\.async.*griddepcontrol\.wait", kernel.text, re.DOTALL)

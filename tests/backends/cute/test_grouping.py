@@ -10,13 +10,13 @@ from dataclasses import replace
 import pytest
 
 import pypto_models.language as pl
-from backends.cute.compiler import Refusal, Unit, compile_units
-from backends.cute.cubin import resources
-from backends.cute.extents import evaluate
-from backends.cute.grouping import Group, grouped
+from backends.cute.compiler import CuteToolchain
 from backends.cute.lower import lower
-from backends.cute.module import Module, count
-from backends.cute.unroll import unrolled
+from backends.gpu.extents import evaluate
+from backends.gpu.grouping import Group, grouped
+from backends.gpu.module import Module, count
+from backends.gpu.toolchain import Refusal, Unit
+from backends.gpu.unroll import unrolled
 from backends.sim.machine import Machine
 from pypto_models.compile import lower_for, lower_function
 from pypto_models.errors import UserError
@@ -27,7 +27,7 @@ from pypto_models.target import load_target
 from tests.random.check import difference_of
 from tests.random.strategy import write
 
-from .gpu.catalogue import full_layers
+from ..on_gpu.catalogue import full_layers
 from .sharing_kernels import around_a_stream, three_apart
 from .support import module_of, needs_cutlass
 
@@ -279,11 +279,10 @@ def test_a_timing_build_notes_every_block_of_a_launch() -> None:
 @pytest.mark.slow
 def test_they_compile_without_spills() -> None:
     modules = [module_of(k) for k in (around_a_stream, three_apart)]
-    wanted = [{k.name: k.parameters for k in m.kernels if "_and_" in k.name} for m in modules]
-    units = [Unit(m.source, w) for m, w in zip(modules, wanted, strict=True)]
-    for code in compile_units(units, "sm_90a"):
+    units = [Unit(m.source, [k for k in m.kernels if "_and_" in k.name]) for m in modules]
+    for code in CuteToolchain().compile_units(units, "sm_90a"):
         assert not isinstance(code, Refusal), code
         (kernel,) = code.values()
-        used = resources(kernel.cubin)
-        assert ".local" not in kernel.ptx and used.local_bytes == 0 and 8 <= used.registers <= 128
-        assert kernel.ptx.count("griddepcontrol.wait") >= 2
+        used = kernel.resources
+        assert ".local" not in kernel.text and used.local_bytes == 0 and 8 <= used.registers <= 128
+        assert kernel.text.count("griddepcontrol.wait") >= 2

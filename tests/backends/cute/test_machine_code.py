@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.cute.bundle import ALIGNMENT_SLACK
-from backends.cute.compiler import MachineCode, Refusal, Unit, compile_units
-from backends.cute.cubin import resources
-from backends.cute.lower import KernelSource, Module, lower
+from backends.cute.compiler import ALIGNMENT_SLACK, CuteToolchain
+from backends.cute.lower import lower
+from backends.gpu.cubin import resources
+from backends.gpu.module import KernelSource, Module
+from backends.gpu.toolchain import MachineCode, Refusal, Unit
 from models.qwen3_14b.config import TINY
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer_with_head
@@ -60,9 +61,10 @@ def kernels(name: str) -> tuple[Kernel, ...]:
     """Every kernel of every program, compiled in one process."""
     target = load_target(name)
     lowered = list(modules(target))
-    units = [Unit(m.source, {k.name: k.parameters for k in m.kernels}) for m in lowered]
+    units = [Unit(m.source, m.kernels) for m in lowered]
     out = []
-    for module, code in zip(lowered, compile_units(units, str(target.arch)), strict=True):
+    compiled = CuteToolchain().compile_units(units, str(target.arch))
+    for module, code in zip(lowered, compiled, strict=True):
         if isinstance(code, Refusal):
             raise AssertionError(f"{module.name}: {code.kernel}: {code.message}")
         out += [Kernel(k, code[k.name], target) for k in module.kernels]
@@ -75,15 +77,15 @@ class TestPrograms:
     def test_they_are_machine_code_of_the_architecture(self, name: str) -> None:
         assert len(kernels(name)) >= len(EXAMPLES) + 9
         for k in kernels(name):
-            assert f".target {k.target.arch}" in k.code.ptx, k.label
-            assert k.code.cubin.startswith(b"\x7fELF") and k.code.symbol.encode() in k.code.cubin, k.label
+            assert f".target {k.target.arch}" in k.code.text, k.label
+            assert k.code.binary.startswith(b"\x7fELF") and k.code.symbol.encode() in k.code.binary, k.label
 
     def test_nothing_spills(self, name: str) -> None:
         for k in kernels(name):
-            assert ".local" not in k.code.ptx, k.label
-            used = resources(k.code.cubin)
+            assert ".local" not in k.code.text, k.label
+            used = resources(k.code.binary)
             # An exact division keeps two registers while it calls its slow path: that is no lack of them
-            frame = 8 if "div.rn.f32" in k.code.ptx and used.registers < 64 else 0
+            frame = 8 if "div.rn.f32" in k.code.text and used.registers < 64 else 0
             assert used.local_bytes <= frame and 8 <= used.registers <= 255, k.label
             assert used.registers * k.source.threads <= 65536, k.label
 
@@ -91,8 +93,8 @@ class TestPrograms:
         streams = [k for k in kernels(name) if k.source.how == "stream"]
         assert len(streams) >= 6
         for k in streams:
-            assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in k.code.ptx, k.label
-            assert re.search(r"cp\.async\.cg\.shared\.global[^;]* 16[,;]", k.code.ptx), k.label
+            assert "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32" in k.code.text, k.label
+            assert re.search(r"cp\.async\.cg\.shared\.global[^;]* 16[,;]", k.code.text), k.label
 
     def test_shared_memory_is_what_the_plan_says(self, name: str) -> None:
         for k in kernels(name):
@@ -125,15 +127,16 @@ def test_a_program_is_compiled_where_there_is_no_gpu(tmp_path: Path) -> None:
     executable = compile_program(twice, platform="gb10").executable
     (row,) = executable.kernels  # type: ignore[attr-defined]
     assert (row.name, row.threads, row.local_bytes) == ("twice_2", 256, 0) or row.name == "twice"
-    assert 8 <= row.registers <= 255 and row.code_bytes == len(executable.cubins[row.name])  # type: ignore[attr-defined]
+    assert 8 <= row.registers <= 255 and row.code_bytes == len(executable.binaries[row.name])  # type: ignore[attr-defined]
     executable.save(tmp_path)  # type: ignore[attr-defined]
     assert (tmp_path / f"{row.name}.cubin").read_bytes().startswith(b"\x7fELF")
 
 
 def test_what_the_compiler_refuses_is_reported_for_its_program_alone() -> None:
     head = "import cutlass.cute as cute\n\n\n@cute.jit\ndef launch_k():\n    "
-    bad, good = Unit(f"{head}no_such_function()\n", {"k": ()}), Unit("", {})
-    refusal, nothing = compile_units([bad, good], "sm_90a")
+    kernel = KernelSource("k", "k", 1, "", 256, 0, "block by block", ())
+    bad, good = Unit(f"{head}no_such_function()\n", [kernel]), Unit("", [])
+    refusal, nothing = CuteToolchain().compile_units([bad, good], "sm_90a")
     assert isinstance(refusal, Refusal) and refusal.kernel == "k"
     assert "no_such_function" in refusal.message
     assert nothing == {}

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from backends.cute.compiler import compile_source
-from backends.cute.cubin import resources
-from backends.cute.lower import KernelSource, lower
-from backends.cute.plans import RESERVED
+from backends.cute.compiler import CuteToolchain
+from backends.cute.lower import lower
+from backends.gpu.module import KernelSource
+from backends.gpu.plans import RESERVED
+from backends.gpu.toolchain import Unit, compile_unit
 from models.qwen3_5_27b.config import FULL as FULL_27B
 from models.qwen3_5_27b.harness import FULL_LAYER, GDN_LAYER
 from models.qwen3_14b import decode_layer
@@ -214,10 +215,10 @@ def test_the_largest_kernels_of_gb10_compile_without_spills() -> None:
     constants = FULL_LAYER.compile_options(FULL_27B, "gb10", "skip", rows=16)["constants"]
     module = lower(lower_for(FULL_LAYER.kernel, (), gb10, constants).function, gb10)
     large = {k.name: k for k in module.kernels if k.region in ("gate_up_silu", "down_proj", "attention")}
-    code = compile_source(module.source, {n: k.parameters for n, k in large.items()}, str(gb10.arch))
+    code = compile_unit(CuteToolchain(), Unit(module.source, [*large.values()]), str(gb10.arch))
     assert len(large) == 3
     for name, k in large.items():
-        used = resources(code[name].cubin)
+        used = code[name].resources
         assert used.local_bytes == 0 and used.registers * k.threads <= 65536, name
         s = next((x for x in layer("gb10").schedules() if x.region == k.region and x.stream), None)
         assert s is None or abs(used.registers - s.registers.total) < 64, "the plan's estimate is near"

@@ -10,8 +10,8 @@ import torch
 
 import pypto_models.language as pl
 from backends.cute.lower import lower
-from backends.cute.recompute import recomputed
-from backends.cute.unroll import unrolled
+from backends.gpu.recompute import recomputed
+from backends.gpu.unroll import unrolled
 from backends.sim.machine import Machine
 from pypto_models.compile import lower_function
 from pypto_models.ir.nodes import Function, If, Let, Region

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from backends.cute.module import Module
+from backends.gpu.module import Module
 from models.common.harness import LayerKind
 from models.qwen3_5_27b.harness import FULL_LAYER, GDN_LAYER
 from models.qwen3_14b.harness import LAYER

@@ -11,11 +11,11 @@ from dataclasses import replace
 import pytest
 
 import pypto_models.language as pl
-from backends.cute.compiler import Refusal, Unit, compile_units
-from backends.cute.cubin import resources
+from backends.cute.compiler import CuteToolchain
 from backends.cute.lower import lower
-from backends.cute.module import KernelSource, Launch, Module, count
 from backends.cute.tail import clearing, resident
+from backends.gpu.module import KernelSource, Launch, Module, count
+from backends.gpu.toolchain import Refusal, Unit
 from models.qwen3_14b.config import FULL, TINY, Config
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer
@@ -84,23 +84,22 @@ def test_it_compiles(target: str) -> None:
     given = constants(replace(FULL, max_seq=512), target)
     layer = lower(lower_for(decode_layer, (), loaded, given).function, loaded)
     modules = [module_of(sums_and_halves, target), layer]
-    wanted = [{k.name: k.parameters for k in m.kernels if "arrival." in k.text} for m in modules]
-    assert len(wanted[0]) == 2 and bool(wanted[1]) == (target == "h200")
-    units = [Unit(m.source, w) for m, w in zip(modules, wanted, strict=True)]
+    units = [Unit(m.source, [k for k in m.kernels if "arrival." in k.text]) for m in modules]
+    assert len(units[0].kernels) == 2 and bool(units[1].kernels) == (target == "h200")
     tails = 0
-    for code in compile_units(units, str(loaded.arch)):
+    for code in CuteToolchain().compile_units(units, str(loaded.arch)):
         assert not isinstance(code, Refusal), code
         for name, kernel in code.items():
-            used = resources(kernel.cubin)
-            assert ".local" not in kernel.ptx and used.local_bytes == 0 and 8 <= used.registers <= 128, name
-            assert "ld.global.nc" not in kernel.ptx, name
+            used = kernel.resources
+            assert ".local" not in kernel.text and used.local_bytes == 0 and 8 <= used.registers <= 128, name
+            assert "ld.global.nc" not in kernel.text, name
             if "_then_" in name:
                 tails += 1
-                add = kernel.ptx.index("atom.global.acq_rel.add")
-                acquire = kernel.ptx.index("ld.acquire.gpu.global")
-                around = [m.start() for m in re.finditer(r"bar\.sync", kernel.ptx)]
+                add = kernel.text.index("atom.global.acq_rel.add")
+                acquire = kernel.text.index("ld.acquire.gpu.global")
+                around = [m.start() for m in re.finditer(r"bar\.sync", kernel.text)]
                 assert any(x < add for x in around) and any(x > acquire for x in around), name
-                assert ".minnctapersm 2" in kernel.ptx, name
+                assert ".minnctapersm 2" in kernel.text, name
     assert tails == 1 + (target == "h200")
 
 

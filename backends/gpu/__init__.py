@@ -1,0 +1,1 @@
+"""What the GPU backends share: orchestration, schedules of products, bundles, the run time."""

@@ -1,0 +1,1 @@
+"""What the emitted kernels call: compiled by Triton, together with them."""
