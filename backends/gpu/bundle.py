@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pypto_models.errors import InternalError
+from pypto_models.errors import Diag, Span, user_error
 from pypto_models.ir.graph import dim_text
 from pypto_models.ir.nodes import Direction, Function
 from pypto_models.ir.types import INT64, Mem, ScalarType, TensorType
@@ -40,14 +40,18 @@ def assemble(
 ) -> Built:
     """A lowered function with the machine code of its kernels.
 
-    Raises InternalError if one takes more shared memory than a block of the target has.
+    Raises UserError, with the line of the region, if one takes more shared memory than a block of the target
+    has.
     """
     limit = target.spaces[Mem.Mat].bytes
-    for name, c in code.items():
-        if c.resources.shared_bytes > limit:
-            raise InternalError(
-                f"{name} takes {c.resources.shared_bytes} bytes of shared memory; {target.name} has {limit}"
-            )
+    for k in module.kernels:
+        if (taken := code[k.name].resources.shared_bytes) > limit:
+            why = f"it takes {taken} bytes of shared memory, and a block of {target.name} has {limit}"
+            where = Span(function.span.file, k.line)
+            raise user_error(
+                Diag.BACKEND_OP, where, op=f"region {k.region}", backend=toolchain.name, why=why,
+                fix="use smaller tiles",
+            )  # fmt: skip
     suffix = toolchain.suffix(str(target.arch))
     kernels = tuple(
         KernelEntry(

@@ -24,13 +24,20 @@ STEPS = (256, 128, 64)  # elements of K: longer runs of a row come first
 WAVES = (1, 2, 3, 4, 6, 8, 12, 16)  # blocks that share a core, or take turns on it
 IN_FLIGHT = 1.25  # of what a core must have asked for, by the target's figures
 DEEPEST = 8  # stages
+HOPPER = "sm_90"  # the architecture whose products take operands from shared memory
 
 
 @dataclass(frozen=True)
 class Form:
-    """A schedule, and what follows from it for Triton's tiles."""
+    """A schedule, and what follows from it for Triton's tiles.
+
+    ``weights_first``: the weights are the rows of the product, so that Hopper's tensor cores read them from
+    shared memory; measured as the better side for one accumulator.  The other side needs room for one stage
+    less, which serves two accumulators more.
+    """
 
     schedule: Schedule
+    weights_first: bool = False
 
     @property
     def stream(self) -> Stream:
@@ -69,15 +76,6 @@ class Form:
     def exact(self) -> bool:
         """Whether every block has all columns that its tile has room for."""
         return self.columns == self.walkers * self.pad
-
-    @property
-    def weights_first(self) -> bool:
-        """Whether the weights are the rows of the product, so that large tiles feed the tensor cores.
-
-        Measured: the better side for one accumulator.  The other side needs room for one stage less, which
-        serves two accumulators more.
-        """
-        return self.stream.accumulators == 1
 
     @property
     def shared_bytes(self) -> int:
@@ -124,7 +122,7 @@ def forms(found: Contraction, target: Target, region: str, line: int, given: Ove
             }  # fmt: skip
             tried = Override(region, tuple((wanted | fixed).items()), given.file, given.line)
             for schedule in ranking(region, line, found, target, tried):
-                form = Form(schedule)
+                form = Form(schedule, len(found.weights) == 1 and str(target.arch).startswith(HOPPER))
                 if schedule.grid == schedule.ctas and fits(form, target):
                     yield form
 

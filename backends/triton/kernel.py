@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Const, DimVar, Expr, Var
@@ -15,7 +16,7 @@ from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from ..gpu.choices import ANYWHERE
-from ..gpu.scan import sources_of, stores_in
+from ..gpu.scan import lets, sources_of, stores_in
 from ..gpu.tensors import View
 from .choices import Slot, merge
 from .pads import Pads
@@ -49,7 +50,8 @@ class Tile:
 class Kernel:
     """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do.
 
-    ``stages`` of loads are under way in a loop that runs ahead, where shared memory has room for them.
+    ``stages`` of loads are under way in a loop that runs ahead, where they fit ``room`` bytes of shared
+    memory.
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class Kernel:
         handlers: Mapping[str, Handler],
         alias: Mapping[Var, frozenset[Var]],
         stages: int = 1,
+        room: int = 0,
     ) -> None:
         self.text = Text()
         self.views = dict(views)
         self.handlers = handlers
         self.alias = alias  # what a base tensor may be, where that is more than itself
-        self.stages = stages
+        self.stages, self.room = stages, room
         self.tiles: dict[Var, Tile] = {}
         self.names: dict[Expr, str] = {ANYWHERE: "0"}
         self.natural: set[Expr] = set()  # scalars that are never negative
@@ -166,7 +169,7 @@ class Kernel:
         if self.scalars.not_negative(s.start) and isinstance(s.step, Const) and s.step.value > 0:
             self.natural.add(s.var)
         self.names[s.var] = var = t.unique(s.var.name)
-        stages = self.stages if s.kind is LoopKind.PIPELINE and not self.writes_what_it_reads(s) else 1
+        stages = self.stages_of(s)
         outer = dict(self.tiles)
         with t.nested(f"for {var} in tl.range({start}, {stop}, {step}, num_stages={stages}):"):
             for slot in slots:
@@ -195,6 +198,16 @@ class Kernel:
 
     def extent(self, tile: Tile, axis: int) -> str:
         return f"tl.cast({tile.valid[axis]}, tl.int32)"
+
+    def stages_of(self, s: For) -> int:
+        """How many trips of a loop are under way: all but one have the tiles of their loads in memory."""
+        if s.kind is not LoopKind.PIPELINE or self.writes_what_it_reads(s):
+            return 1
+        trip = 1  # bytes
+        for x in lets(s.body):
+            if x.op.name == "load" and isinstance(x.result.type, TileType):
+                trip += prod(self.pads.of(x.result)) * x.result.type.dtype.bytes
+        return min(self.stages, 1 + self.room // trip)
 
     def writes_what_it_reads(self, s: For) -> bool:
         """Whether a trip may read what the trip before has written: then no load runs ahead."""
@@ -281,10 +294,7 @@ class Kernel:
         assert isinstance(kind, TileType)
         pads = self.pads.of(result)
         tile = Tile(self.text.let(name or result.name, text), kind.shape, pads, kind.dtype, valid, clean)
-        count = 1
-        for d in pads:
-            count *= d
-        self.largest = max(self.largest, count)
+        self.largest = max(self.largest, prod(pads))
         self.tiles[result] = tile
         return tile
 

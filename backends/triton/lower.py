@@ -40,6 +40,7 @@ WARPS, LEAST_WARPS, MOST_WARPS = 4, 2, 8
 ELEMENTS, PRODUCT_ELEMENTS = 64, 128  # of the largest tile, that a thread holds at most
 AHEAD = 256  # elements of a weight row that a stream asks for before it waits
 STAGES = 4  # of a loop that runs ahead
+SHARE = 0.75  # of shared memory that its loads may take: products and reductions want some, too
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Lowering(Orchestration):
         self.given = given
         self.timing = timing
         self.kernels: list[KernelSource] = []
+        self.room = int(SHARE * max(s.bytes for s in target.spaces.values() if s.align == 16))
         self.overlaps = str(target.arch).startswith("sm_")  # programmatic dependent launch
 
     def module(self) -> Module:
@@ -117,7 +119,7 @@ class Lowering(Orchestration):
         self.scalars.check(again, s.body)
         how = self.form(s, state, needed)
         if isinstance(how, str):
-            kernel = guarded(s, state, prelude, bodies, known)
+            kernel = guarded(s, state, prelude, bodies, known, self.room)
             warps, begun = warps_for(kernel), False
         else:
             product, form = how
@@ -169,11 +171,7 @@ class Lowering(Orchestration):
         warps = max(p.warps for p in parts)
         options = (("num_warps", warps), ("num_stages", 1), *((("launch_pdl", 1),) if self.overlaps else ()))
         parameters = tuple((a.name, a.kind) for a in arguments)
-        how = (
-            "; ".join(f"{p.region.name}: block by block" for p in parts)
-            if len(parts) > 1
-            else "block by block"
-        )
+        how = parts[0].why if len(parts) == 1 else "; ".join(f"{p.region.name}: {p.why}" for p in parts)
         line = parts[0].region.span.line
         self.kernels.append(
             KernelSource(name, region, line, text, warps * 32, 0, how, parameters, options=options)
@@ -208,7 +206,7 @@ BEGIN = "# begin"  # where a kernel waits for those before it
 
 
 def guarded(
-    s: Region, state: State, prelude: Block, bodies: list[list[Stmt]], known: dict[Var, Expr]
+    s: Region, state: State, prelude: Block, bodies: list[list[Stmt]], known: dict[Var, Expr], room: int
 ) -> Kernel:
     """The region under the conditions around it, each behind the statements under it."""
     body: Block = s.body
@@ -217,7 +215,7 @@ def guarded(
         body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
     needed = with_places(uses((*prelude, *body)), state.views)
     bound = tuple(Bind(v, e) for v, e in known.items() if v in needed)
-    kernel = Kernel(state.views, HANDLERS, state.alias, STAGES)
+    kernel = Kernel(state.views, HANDLERS, state.alias, STAGES, room)
     if s.block is not None:
         kernel.names[s.block] = kernel.text.unique("block")
         kernel.natural.add(s.block)

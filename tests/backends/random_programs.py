@@ -80,9 +80,7 @@ def check_refusal(error: UserError, program: Program, backend: GpuBackend) -> tu
     return str(error.fields["op"]), str(error.fields["why"])
 
 
-def attempt(
-    seed: int, target: Target, backend: GpuBackend, found: Found
-) -> tuple[Function, Module] | None:
+def attempt(seed: int, target: Target, backend: GpuBackend, found: Found) -> tuple[Function, Module] | None:
     """One program; None if it was refused, as it should be, or broke."""
     p = program(seed)
     try:

@@ -32,7 +32,7 @@ from backends.gpu.runtime import Loaded, NoDevice
 from backends.gpu.toolchain import MachineCode, Resources
 from pypto_models.compile import compile as compile_program
 from pypto_models.compile import lower_for
-from pypto_models.errors import InternalError
+from pypto_models.errors import UserError
 from pypto_models.target import load_target
 
 from ..cute.support import module_of, needs_cutlass, twice, two_regions
@@ -165,7 +165,9 @@ def test_a_kernel_that_fits_in_no_block_is_refused() -> None:
         if size == 101_376:
             assemble(CuteToolchain(), function, gb10, module_of(twice, "gb10"), code)
             continue
-        with pytest.raises(InternalError, match="twice takes 101377 bytes of shared memory; gb10 has 101376"):
+        with pytest.raises(
+            UserError, match="takes 101377 bytes of shared memory, and a block of gb10 has 101376"
+        ):
             assemble(CuteToolchain(), function, gb10, module_of(twice, "gb10"), code)
 
 

@@ -1,10 +1,10 @@
 """The programs of these tests by the folders of their bundles: the layers, every block, small kernels.
 
-    layers/<model>/<layer>/<size>/<dtype>/step     one row a sequence, with a chunk of the LM head
-    layers/<model>/<layer>/<size>/<dtype>/span     several rows of a sequence
-    gb10/<model>/<layer>/<size>/<dtype>/step       the step with CuTe's schedule for gb10, for this GPU
-    blocks/<model>/<size>/<dtype>/<kernel>
-    small/<kernel>
+layers/<model>/<layer>/<size>/<dtype>/step     one row a sequence, with a chunk of the LM head
+layers/<model>/<layer>/<size>/<dtype>/span     several rows of a sequence
+gb10/<model>/<layer>/<size>/<dtype>/step       the step with CuTe's schedule for gb10, for this GPU
+blocks/<model>/<size>/<dtype>/<kernel>
+small/<kernel>
 """
 
 from __future__ import annotations

@@ -82,9 +82,7 @@ def machine_code(
     units, places = [], []
     for i, p in enumerate(programs):
         missing = [
-            k
-            for k in p.module.kernels
-            if k.name not in code[i] and keys[i][k.name].digest not in wanted
+            k for k in p.module.kernels if k.name not in code[i] and keys[i][k.name].digest not in wanted
         ]
         wanted |= {keys[i][k.name].digest for k in missing}
         if missing:

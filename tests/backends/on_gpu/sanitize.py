@@ -72,6 +72,7 @@ _PLACE = re.compile(
 )
 _ACCESS = re.compile(r"(Read|Write) access at (\w+)(?:\([^+]*\))?(\+0x[0-9a-f]+)")
 
+
 def parse(output: str) -> tuple[int | None, Counter[Report]]:
     """The number of errors in a tool's summary, None without one, and its reports."""
     summary = _SUMMARY.search(output)

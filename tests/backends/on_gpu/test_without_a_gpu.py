@@ -353,9 +353,7 @@ def test_a_summary_says_what_was_not_clean(capsys: pytest.CaptureFixture[str]) -
     assert not made("========= ERROR SUMMARY: 0 errors\n").clean
 
 
-def test_a_tool_that_hangs_is_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tool_that_hangs_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "compute-sanitizer"
     tool.write_text("#!/bin/sh\necho '========= COMPUTE-SANITIZER'\nsleep 60\n")
     tool.chmod(0o755)
