@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from .ir.graph import TaskGraph
 from .ir.nodes import Function
 from .passes.plan_memory import MemoryPlan
-from .schedule import Override, RegionDomain, Schedule, plan_all
+from .schedule import Contraction, Override, RegionDomain, Schedule, plan_all
 from .target import Target
 
 Progress = Callable[[int, int, str], None]
@@ -148,6 +148,15 @@ class Bundles(Protocol):
     """
 
     def bundle(self, compiled: Compiled, progress: Progress | None = None, **options: Any) -> Saved: ...
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """A backend that emits schedules of contractions other than those that the planner ranks first."""
+
+    def schedules(self, region: str, line: int, found: Contraction, target: Target) -> Sequence[Schedule]:
+        """What it can emit for a contraction, its default first."""
+        ...
 
 
 @runtime_checkable

@@ -8,7 +8,7 @@ from pathlib import Path
 from pypto_models.backend import Compiled, Progress, Saved
 from pypto_models.errors import NOWHERE, Diag, user_error
 from pypto_models.ir.nodes import Function
-from pypto_models.schedule import Override
+from pypto_models.schedule import Contraction, Override, Schedule
 from pypto_models.target import Target
 
 from ..gpu.backend import GpuBackend
@@ -16,6 +16,7 @@ from ..gpu.bundle import without_code
 from ..gpu.module import Module
 from ..gpu.toolchain import require
 from .compiler import GPUS, TritonToolchain
+from .forms import ranked
 from .handlers import HANDLERS
 from .interpreted import InterpretedProgram
 from .interpreter import why_not
@@ -42,6 +43,10 @@ class TritonBackend(GpuBackend):
     ) -> Module:
         """As of :class:`.GpuBackend`."""
         return lower(function, target, timing, given)
+
+    def schedules(self, region: str, line: int, found: Contraction, target: Target) -> list[Schedule]:
+        """Of the forms of a product (forms.py), the best first."""
+        return [form.schedule for form in ranked(found, target, region, line)]
 
     def build(
         self,

@@ -97,13 +97,20 @@ def form_of(
     if found is None:
         return "the number of its blocks is only known at run time"
     given = given.at(found.rows, found.n, found.k)
-    best = min(forms(found, target, region, line, given), key=lambda f: cost(f, target), default=None)
-    if best is not None:
-        return best
-    why = refusal(region, line, found, target, given)
+    if best := ranked(found, target, region, line, given):
+        return best[0]
+    if ranking(region, line, found, target, given):
+        why = "its tiles, whose extents are powers of two, take more shared memory than a block has"
+    else:
+        why = refusal(region, line, found, target, given)
     if given.values:
         raise given.error(f"{region} cannot be streamed like this: {why}", "leave out some of its keys")
     return why
+
+
+def ranked(found: Contraction, target: Target, region: str, line: int, given: Override = NONE) -> list[Form]:
+    """All forms of a contraction, the best first."""
+    return sorted(forms(found, target, region, line, given), key=lambda f: cost(f, target))
 
 
 def forms(found: Contraction, target: Target, region: str, line: int, given: Override) -> Iterator[Form]:

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from ..backend import Plans
 from ..errors import Diag, user_error
 from ..schedule import Contraction, Override, RegionDomain, Schedule, ranking, refusal
 from ..schedule.contraction import contraction
@@ -80,9 +81,10 @@ def facts_of(domain: RegionDomain) -> Contraction | None:
     return found if isinstance(found, Contraction) else None
 
 
-def schedules(domain: RegionDomain, target: Target, most: int) -> list[Schedule]:
+def schedules(domain: RegionDomain, target: Target, most: int, backend: object = None) -> list[Schedule]:
     """Legal schedules of a streamed product, of which the default is the first.
 
+    Those of a backend that plans for itself are what it says; of others, what the planner makes.
     Those that divide the warps and the columns alike are a family, with estimates that differ little and
     depend on what the model knows least.  So the best of each family come first, by their estimates, then the
     second of each, and so on; what is far behind the default is left out.
@@ -90,6 +92,8 @@ def schedules(domain: RegionDomain, target: Target, most: int) -> list[Schedule]
     facts = facts_of(domain)
     if facts is None:
         return []
+    if isinstance(backend, Plans):
+        return list(backend.schedules(domain.name, domain.task.span.line, facts, target))[:most]
     given = Override(domain.name, ())
     default = ranking(domain.name, domain.task.span.line, facts, target, given)
     if not default:

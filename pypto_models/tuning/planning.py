@@ -93,7 +93,7 @@ def plan(
         if name in source.groups:
             built = _constants(source, name, compiled, most, refused)
         else:
-            built = _schedules(source, name, compiled, most, refused, (tried or {}).get(name, ()))
+            built = _schedules(source, name, compiled, most, (tried or {}).get(name, ()), backend)
         say(f"{name}: {len(built.variants)} variants")
         parts.append(built)
     _fresh(folder)
@@ -137,8 +137,8 @@ def _domain(compiled: Compiled, name: str) -> RegionDomain:
 
 
 def _schedules(
-    source: Source, name: str, compiled: Compiled, most: int, refused: list[Refused],
-    tried: Sequence[Mapping[str, Value]],
+    source: Source, name: str, compiled: Compiled, most: int, tried: Sequence[Mapping[str, Value]],
+    backend: Backend,
 ) -> _Built:  # fmt: skip
     function = part_of(_front_end(compiled), (name,), name)
     alone = lower_function(function, source.target)
@@ -151,7 +151,7 @@ def _schedules(
             fix = "leave it out, or change one of its values"
             raise user_error(Diag.ARGUMENT, domain.task.span, name=f"{name}: {given}", why=s, fix=fix)
         wanted.append((values_of(s), s))
-    wanted = [(values_of(s), s) for s in schedules(domain, source.target, most)] + wanted
+    wanted = [(values_of(s), s) for s in schedules(domain, source.target, most, backend)] + wanted
     if not wanted:
         why, fix = "no ring of a block takes its weights", "leave it out"
         raise user_error(Diag.ARGUMENT, domain.task.span, name=name, why=why, fix=fix)

@@ -142,10 +142,14 @@ class Report:
         return row
 
     def add_regions(self, subject: str, regions: Iterable[Region], gap: float) -> None:
-        """The launches of a timing build, and the median ``gap`` of those that stream weights."""
+        """The launches of a timing build, and the median ``gap`` of those that stream weights; NaN: none."""
+        regions = tuple(regions)
         self.regions += regions
-        self.gaps[subject] = gap
-        self.note(f"{subject}: {gap:.2f} us from the last end of a kernel to the next weights, median")
+        if math.isnan(gap):
+            self.note(f"{subject}: {len(regions)} launches")
+        else:
+            self.gaps[subject] = gap
+            self.note(f"{subject}: {gap:.2f} us from the last end of a kernel to the next weights, median")
         self.write()
 
     def find(self, subject: str, program: str) -> Row | None:
