@@ -9,12 +9,12 @@ from dataclasses import replace
 from math import gcd
 
 from pypto_models.errors import InternalError
-from pypto_models.ir.expr import Const, DimVar, Expr, Var
+from pypto_models.ir.expr import Const, Expr, Var
 from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
-from ..gpu.choices import ANYWHERE
+from ..gpu.names import Names
 from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, stores_in
 from ..gpu.tensors import View, multiple_of
 from ..gpu.timing import END, START
@@ -34,8 +34,10 @@ UNROLL = 8  # of loops that only read scalars: their loads then wait together
 Handler = Callable[["Kernel", Let], None]
 
 
-class Kernel:
+class Kernel(Names):
     """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do."""
+
+    text: Text
 
     def __init__(
         self,
@@ -46,12 +48,7 @@ class Kernel:
         stamps: str = "",
         alias: Mapping[Var, frozenset[Var]] = {},
     ) -> None:
-        self.text = Text()
-        self.alias = alias  # what a base tensor may be, where that is more than itself
-        self.chosen: dict[Var, str] = {}  # pointers of base tensors whose address is a variable
-        self.carried: list[str] = []  # addresses of tensors that the loops around carry
-        self.arrays: dict[Var, dict[int, str]] = {}  # elements of scalar arrays
-        self.views = dict(views)
+        super().__init__(views, alias, Text())
         self.handlers = handlers
         self.room = room  # bytes of shared memory for prefetched tiles
         self.ahead = ahead  # what may be read before the wait
@@ -60,21 +57,15 @@ class Kernel:
         self.divisors: dict[Expr, int] = {}  # numbers that divide variables
         self.waited = True  # for the kernels before; `run` begins without
         self.follows = False  # its blocks run in a launch that has waited
-        self.written: set[Var] = set()  # base tensors that the kernel writes
         self.early: set[Var] = set()  # base tensors that it reads before the wait
         self.tiles: dict[Var, Tile] = {}
-        self.names: dict[Expr, str] = {ANYWHERE: "0"}
         self.buffers = Buffers()
         self.asked: list[str] = []  # puts the tiles that were asked for in shared memory
         self.rings: dict[int, Staged] = {}  # of loops, by identity, whose first loads are under way
         self.ring_bytes = 0  # of tiles that run ahead
         self.stage_bytes = 0  # of one trip of the hungriest such loop
-        self.pointers: dict[Var, str] = {}  # base tensors in order of first use
-        self.extents: dict[str, str] = {}  # run-time extents in order of first use
-        self.captured: dict[Var, str] = {}  # scalars that the launcher passes
         self.uses: Counter[Expr] = Counter()
         self.plan = Planner({}, False)
-        self.sources: set[Var] = set()  # tensors and views that the region reads
         self.cursor: tuple[Layout, str, Coordinates] | None = None  # the fragment element being written
 
     def run(self, prelude: Block, body: Block) -> None:
@@ -94,33 +85,7 @@ class Kernel:
         if self.stamps:
             self.text.line(f"block.stamp({self.stamps}, cta, {event})")
 
-    def may_read(self, base: Var) -> bool:
-        """Whether the region reads a tensor, as far as its views are known by now."""
-        return any(v not in self.views or self.same(self.views[v].base, base) for v in self.sources)
-
-    def same(self, a: Var, b: Var) -> bool:
-        """Whether two base tensors may be one."""
-        return not self.alias.get(a, frozenset((a,))).isdisjoint(self.alias.get(b, frozenset((b,))))
-
     # ------------------------------------------------------------------------------------------ names
-    def pointer(self, base: Var) -> str:
-        if base in self.chosen:
-            return self.chosen[base]
-        if base not in self.pointers:
-            self.pointers[base] = self.text.unique(base.name)
-        return self.pointers[base]
-
-    def read(self, x: Expr) -> str:
-        if isinstance(x, DimVar):
-            if x.name not in self.extents:
-                self.extents[x.name] = self.text.unique(x.name)
-            return self.extents[x.name]
-        if x not in self.names:
-            if not isinstance(x, Var):
-                raise InternalError(f"no name for {x!r}")
-            self.names[x] = self.captured[x] = self.text.unique(x.name)
-        return self.names[x]
-
     def write(self, x: Expr) -> str:
         return scalar(x, self.read)
 
@@ -356,11 +321,6 @@ class Kernel:
         if not isinstance(x, Var) or x not in self.tiles:
             raise InternalError(f"{x!r} is no tile of this kernel")
         return self.tiles[x]
-
-    def view_of(self, x: Arg) -> View:
-        if not isinstance(x, Var) or x not in self.views:
-            raise InternalError(f"{x!r} is no tensor of this kernel")
-        return self.views[x]
 
     # --- registers
     @contextmanager

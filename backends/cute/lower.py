@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pypto_models.ir.expr import Expr, Var, free_vars, index, substitute
+from pypto_models.ir.expr import Expr, Var, index
 from pypto_models.ir.graph import expr_text
-from pypto_models.ir.nodes import Bind, Block, Function, If, Let, Region, Stmt
-from pypto_models.ir.rewrite import uses
+from pypto_models.ir.nodes import Function, Let, Region
 from pypto_models.ir.types import FP32, INT64, TensorType
 from pypto_models.language.entry import written_params
 from pypto_models.schedule import Override
@@ -20,17 +19,17 @@ from pypto_models.schedule.overrides import NONE
 from pypto_models.target import Target
 
 from ..gpu.grouping import Group, grouped, large
-from ..gpu.host import Stale, at_least_one, host_value, slice_of, with_places
+from ..gpu.host import Stale, at_least_one
 from ..gpu.manifest import Workspace
 from ..gpu.matching import Product, match
-from ..gpu.module import KernelSource, Launch, Module, nested
-from ..gpu.orchestration import Orchestration, State, extents_in
+from ..gpu.module import Argument, KernelSource, Launch, Module, nested
+from ..gpu.names import Names
+from ..gpu.orchestration import Around, Orchestration, State, extents_in
 from ..gpu.plans import RESERVED, Plan
 from ..gpu.plans import plan as plan_stream
 from ..gpu.recompute import recomputed
 from ..gpu.refusal import named
 from ..gpu.row_statistic import fused, norm_bytes
-from ..gpu.serial import strided
 from ..gpu.tensors import View
 from ..gpu.timing import EVENTS, STAMPED, STAMPS
 from ..gpu.unroll import unrolled
@@ -43,7 +42,7 @@ from .module import launcher, signature
 from .order import BEFORE, LATE, Ahead, placed
 from .places import allocated
 from .rules import refused
-from .sharing import PLACE, Argument, Share, crowded, first_blocks, joint, next_blocks, own_blocks
+from .sharing import PLACE, Share, crowded, first_blocks, joint, next_blocks, own_blocks
 from .streaming import Norm, emit
 from .tail import Head, clearing, clears, resident, tail_blocks, tailed
 from .text import Text
@@ -51,18 +50,17 @@ from .text import Text
 
 @dataclass(frozen=True)
 class Part:
-    """A region to be lowered, and how: ``prelude`` are the scalar statements that its kernel begins with,
-    ``bodies`` those under each condition around it, ``again`` both."""
+    """A region to be lowered, and how."""
 
-    region: Region
+    around: Around
     state: State
-    prelude: Block
-    bodies: list[list[Stmt]]
-    again: Block
-    known: dict[Var, Expr]
     ahead: Ahead
     product: Product | str
     how: Plan | str
+
+    @property
+    def region(self) -> Region:
+        return self.around.region
 
 
 class Lowering(Orchestration):
@@ -125,13 +123,13 @@ class Lowering(Orchestration):
         if id(s) in self.gone:
             return
         part = self.part(s, state)
-        self.scalars.check(part.again, part.region.body)
+        self.scalars.check(part.around.again, part.region.body)
         if self.as_tail(part):
             return
         name = self.unique(s.name)
         if isinstance(part.how, Plan):
             assert isinstance(part.product, Product)
-            self.streamed(part.region, name, part.product, part.how, state, part.prelude, part.known)
+            self.streamed(part.around, name, part.product, part.how, state)
             return
         kernel = self.by_blocks(part)
         blocks = self.blocks(part)
@@ -180,7 +178,7 @@ class Lowering(Orchestration):
                 self.region(r, state)
             return
         for p in parts:
-            self.scalars.check(p.again, p.region.body)
+            self.scalars.check(p.around.again, p.region.body)
         shares = [self.share(p, self.unique(p.region.name), k) for p, k in zip(parts, kernels, strict=True)]
         name = self.unique("_and_".join(r.name for r in s.regions))
         self.early |= {v for k in kernels for v in self.unsettled(k)}
@@ -205,22 +203,13 @@ class Lowering(Orchestration):
 
     def part(self, s: Region, state: State) -> Part:
         """The region with what its kernel begins with, and how it runs."""
-        known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
-        if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
-            s = strided(s, self.target.cores)
-        needed = with_places(uses(s.body), state.views)
-        bodies = [list(inside) for _, _, inside in state.guards]
-        for (cond, _, _), inside in zip(reversed(state.guards), reversed(bodies), strict=True):
-            inside[:] = slice_of(inside, needed, state.views)
-            needed |= with_places({*uses(tuple(inside)), *free_vars(cond)}, state.views)
-        prelude = slice_of(state.outer, needed, state.views)
-        needed |= with_places(uses(prelude), state.views)
-        again = (*prelude, *(x for inside in bodies for x in inside))
+        around = self.around(s, state, self.target.cores)
+        s, needed = around.region, around.needed
         matched = match(s) if not state.guards else "it runs under a condition"
         ahead = self.ahead(state)
         if any(v in needed for v in state.views if state.views[v].base not in self.names):
             matched, ahead = "a condition or a loop chooses a tensor of it", replace(ahead, all_but=None)
-        return Part(s, state, prelude, bodies, again, known, ahead, matched, self.plan_for(s, matched))
+        return Part(around, state, ahead, matched, self.plan_for(s, matched))
 
     def by_blocks(self, p: Part, begin: Callable[[Kernel, Var | None], None] = own_blocks) -> Kernel:
         """The region with one block of the GPU for each of its own."""
@@ -274,20 +263,12 @@ class Lowering(Orchestration):
             raise given.error(f"{s.name} is no streamed product: {matched}", "leave it out")
         return matched
 
-    def streamed(
-        self,
-        s: Region,
-        name: str,
-        product: Product,
-        plan: Plan,
-        state: State,
-        prelude: Block,
-        known: dict[Var, Expr],
-    ) -> None:
+    def streamed(self, around: Around, name: str, product: Product, plan: Plan, state: State) -> None:
+        s, prelude = around.region, around.prelude
         before, behind = self.norms_before.get(id(s)), self.norms_behind.get(id(s))
         views = dict(state.views)
         views |= {n.sums: View.whole(n.sums) for n in (before, behind) if n is not None}
-        parts = emit(product, views, bindings(known) + prelude, before, behind)
+        parts = emit(product, views, around.bindings() + prelude, before, behind)
         kernel = parts.kernel
         # Weights that no kernel writes are copied before this kernel may read what others do
         weights = state.views[product.weights[0].args[0]].base  # type: ignore[index]
@@ -362,19 +343,11 @@ class Lowering(Orchestration):
         else:
             self.touched |= {x for v in written for x in self.roots.get(v, (v,))}
 
-    def arguments(self, kernel: Kernel, s: Region, state: State) -> tuple[Argument, ...]:
-        out = []
-        for base, text in kernel.pointers.items():
-            assert isinstance(base.type, TensorType)
-            out.append(Argument(text, f"pointer:{base.type.dtype.name}", ("pointer", self.names[base])))
-        for extent, text in kernel.extents.items():
-            out.append(Argument(text, "Int32", ("extent", extent)))
-        for var, text in kernel.captured.items():
-            value = expr_text(self.host(var, state, s)) if var not in self.names else self.names[var]
-            out.append(Argument(text, "Float32" if var.dtype.is_float else "Int32", ("scalar", value)))
+    def arguments(self, kernel: Names, s: Region, state: State) -> tuple[Argument, ...]:
+        out = super().arguments(kernel, s, state)
         if self.timing:
-            out.append(Argument(STAMPS, f"pointer:{INT64.name}", ("pointer", STAMPS)))
-        return tuple(out)
+            out = (*out, Argument(STAMPS, f"pointer:{INT64.name}", ("pointer", STAMPS)))
+        return out
 
     def launch(
         self,
@@ -406,23 +379,13 @@ def written_by(shares: Sequence[Share]) -> frozenset[Var] | None:
     return None if any(k.chosen for k in kernels) else frozenset(v for k in kernels for v in changed(k))
 
 
-def bindings(known: dict[Var, Expr]) -> Block:
-    """Scalars that the host knows as constants."""
-    return tuple(Bind(v, e) for v, e in known.items())
-
-
 def guarded(p: Part, room: int, stamps: str, begin: Callable[[Kernel, Var | None], None]) -> Kernel:
     """The region block by block, under the conditions around it, each behind the statements under it."""
-    s, state = p.region, p.state
-    body: Block = s.body
-    for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(p.bodies), strict=True):
-        both = (*inside, *body)
-        body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
-    needed = with_places(uses((*p.prelude, *body)), state.views)
-    bound = bindings({v: e for v, e in p.known.items() if v in needed})
+    state = p.state
+    prelude, body = p.around.statements(state)
     kernel = Kernel(state.views, HANDLERS, room, p.ahead, stamps, state.alias)
-    begin(kernel, s.block)
-    kernel.run(bound + p.prelude, body)
+    begin(kernel, p.region.block)
+    kernel.run(prelude, body)
     return kernel
 
 

@@ -17,6 +17,7 @@ from pypto_models.ir.nodes import Region
 
 from ..gpu.grouping import large
 from ..gpu.host import none_if_negative
+from ..gpu.module import Argument
 from .kernel import Kernel
 from .module import launcher, signature, typed
 from .order import BEFORE
@@ -45,15 +46,6 @@ def next_blocks(kernel: Kernel, block: Var | None) -> None:
     first_blocks(kernel, None)
     if block is not None:
         kernel.names[block] = kernel.text.let(block.name, f"cta - {FIRST}")
-
-
-@dataclass(frozen=True)
-class Argument:
-    """What a kernel takes: its name there, its kind, and what the launcher passes (`Launch.arguments`)."""
-
-    name: str
-    kind: str
-    passed: tuple[str, str]
 
 
 @dataclass(frozen=True)

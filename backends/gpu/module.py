@@ -8,6 +8,15 @@ from .manifest import Launch, Repeat, Workspace
 
 
 @dataclass(frozen=True)
+class Argument:
+    """What a kernel takes: its name there, its kind, and what the launcher passes (`Launch.arguments`)."""
+
+    name: str
+    kind: str
+    passed: tuple[str, str]
+
+
+@dataclass(frozen=True)
 class KernelSource:
     """One kernel: its text, threads, bytes of shared memory, and how it was lowered."""
 

@@ -40,18 +40,20 @@ from pypto_models.ir.nodes import (
     Scope,
     Stmt,
 )  # fmt: skip
-from pypto_models.ir.rewrite import defs, walk
+from pypto_models.ir.rewrite import defs, uses, walk
 from pypto_models.ir.types import BOOL, INDEX, INT32, INT64, DType, ScalarType, TensorType
 from pypto_models.language.effects import roots
 from pypto_models.ops import REGISTRY
 
 from .choices import ANYWHERE, chosen_view
 from .grouping import Group
-from .host import Scalars, host_value
-from .module import Launch, Repeat, Workspace
+from .host import Scalars, host_value, slice_of, with_places
+from .manifest import Launch, Repeat, Workspace
+from .module import Argument
+from .names import Names
 from .refusal import Refused
 from .scan import VIEWS, indices
-from .serial import CHUNK, FILL, KEEP, KEPT, in_turn, is_task, one_block
+from .serial import CHUNK, FILL, KEEP, KEPT, in_turn, is_task, one_block, strided
 from .tensors import View, viewed
 from .text import Text
 from .unroll import has_region
@@ -68,6 +70,35 @@ class State:
 
     def __post_init__(self) -> None:
         self.outer = self.prelude  # under no condition
+
+
+@dataclass(frozen=True)
+class Around:
+    """A region with what its kernel must work out again: ``prelude`` is that under no condition, ``bodies``
+    that under each of the conditions around it, ``again`` both; ``known`` are scalars that are constant, and
+    ``needed`` all that the region and these depend on."""
+
+    region: Region
+    prelude: Block
+    bodies: list[list[Stmt]]
+    again: Block
+    known: dict[Var, Expr]
+    needed: set[Expr]
+
+    def bindings(self) -> Block:
+        """The constants as statements."""
+        return tuple(Bind(v, e) for v, e in self.known.items())
+
+    def statements(self, state: State) -> tuple[Block, Block]:
+        """What a kernel of the region begins with, and its body under the conditions around it."""
+        s = self.region
+        body: Block = s.body
+        for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(self.bodies), strict=True):
+            both = (*inside, *body)
+            body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
+        needed = with_places(uses((*self.prelude, *body)), state.views)
+        bound = tuple(Bind(v, e) for v, e in self.known.items() if v in needed)
+        return bound + self.prelude, body
 
 
 class Orchestration:
@@ -93,6 +124,34 @@ class Orchestration:
     def group(self, s: Group, state: State) -> None:
         """Regions that may share a launch."""
         raise NotImplementedError
+
+    def around(self, s: Region, state: State, cores: int) -> Around:
+        """What surrounds a region; a grid whose extent the host does not know becomes one of ``cores``."""
+        known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
+        if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
+            s = strided(s, cores)
+        needed = with_places(uses(s.body), state.views)
+        bodies = [list(inside) for _, _, inside in state.guards]
+        for (cond, _, _), inside in zip(reversed(state.guards), reversed(bodies), strict=True):
+            inside[:] = slice_of(inside, needed, state.views)
+            needed |= with_places({*uses(tuple(inside)), *free_vars(cond)}, state.views)
+        prelude = slice_of(state.outer, needed, state.views)
+        needed |= with_places(uses(prelude), state.views)
+        again = (*prelude, *(x for inside in bodies for x in inside))
+        return Around(s, prelude, bodies, again, known, needed)
+
+    def arguments(self, kernel: Names, s: Region, state: State) -> tuple[Argument, ...]:
+        """What a kernel takes."""
+        out = []
+        for base, text in kernel.pointers.items():
+            assert isinstance(base.type, TensorType)
+            out.append(Argument(text, f"pointer:{base.type.dtype.name}", ("pointer", self.names[base])))
+        for extent, text in kernel.extents.items():
+            out.append(Argument(text, "Int32", ("extent", extent)))
+        for var, text in kernel.captured.items():
+            value = expr_text(self.host(var, state, s)) if var not in self.names else self.names[var]
+            out.append(Argument(text, "Float32" if var.dtype.is_float else "Int32", ("scalar", value)))
+        return tuple(out)
 
     def unique(self, wanted: str) -> str:
         return self.text.unique(wanted)

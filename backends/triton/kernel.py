@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from math import prod
 
 from pypto_models.errors import InternalError
-from pypto_models.ir.expr import Const, DimVar, Expr, Var
+from pypto_models.ir.expr import Const, Expr, Var
 from pypto_models.ir.nodes import Arg, Bind, Block, For, If, Let, LoopKind, Stmt
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
-from ..gpu.choices import ANYWHERE
+from ..gpu.names import Names
 from ..gpu.scan import lets, sources_of, stores_in
 from ..gpu.tensors import View
 from .choices import Slot, merge
@@ -47,7 +47,7 @@ class Tile:
         return self.valid == tuple(map(str, self.pads))
 
 
-class Kernel:
+class Kernel(Names):
     """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do.
 
     ``stages`` of loads are under way in a loop that runs ahead, where they fit ``room`` bytes of shared
@@ -62,25 +62,14 @@ class Kernel:
         stages: int = 1,
         room: int = 0,
     ) -> None:
-        self.text = Text()
-        self.views = dict(views)
+        super().__init__(views, alias, Text())
         self.handlers = handlers
-        self.alias = alias  # what a base tensor may be, where that is more than itself
         self.stages, self.room = stages, room
         self.tiles: dict[Var, Tile] = {}
-        self.names: dict[Expr, str] = {ANYWHERE: "0"}
         self.natural: set[Expr] = set()  # scalars that are never negative
         self.scalars = Scalars(self.read, self.natural)
         self.write, self.value = self.scalars.write, self.scalars.value
         self.pads = Pads()
-        self.pointers: dict[Var, str] = {}  # base tensors in order of first use
-        self.extents: dict[str, str] = {}  # run-time extents in order of first use
-        self.captured: dict[Var, str] = {}  # scalars that the launcher passes
-        self.chosen: dict[Var, str] = {}  # pointers of base tensors that are variables
-        self.carried: list[str] = []  # pointers that the loops around carry
-        self.arrays: dict[Var, dict[int, str]] = {}  # elements of scalar arrays
-        self.written: set[Var] = set()  # base tensors that the kernel writes
-        self.sources: set[Var] = set()  # tensors and views that it reads
         self.axes: dict[str, str] = {}  # coordinates along axes, which the kernel begins with
         self.largest = 0  # elements of its largest tile
         self.products = False  # whether it has any
@@ -93,35 +82,11 @@ class Kernel:
         self.text.lines[:0] = [f"    {name} = {text}" for text, name in self.axes.items()]
 
     # ------------------------------------------------------------------------------------------ names
-    def pointer(self, base: Var) -> str:
-        if base in self.chosen:
-            return self.chosen[base]
-        if base not in self.pointers:
-            self.pointers[base] = self.text.unique(base.name)
-        return self.pointers[base]
-
-    def read(self, x: Expr) -> str:
-        if isinstance(x, DimVar):
-            if x.name not in self.extents:
-                self.extents[x.name] = self.text.unique(x.name)
-            return self.extents[x.name]
-        if x not in self.names:
-            if not isinstance(x, Var):
-                raise InternalError(f"no name for {x!r}")
-            name = self.captured[x] = self.text.unique(x.name)
-            self.names[x] = f"({name} != 0)" if x.dtype == BOOL else name
-        return self.names[x]
+    def passed(self, x: Var, name: str) -> str:
+        return f"({name} != 0)" if x.dtype == BOOL else name
 
     def dim(self, d: int | Expr) -> str:
         return str(d) if isinstance(d, int) else self.write(d)
-
-    def may_read(self, base: Var) -> bool:
-        """Whether the region reads a tensor, as far as its views are known by now."""
-        return any(v not in self.views or self.same(self.views[v].base, base) for v in self.sources)
-
-    def same(self, a: Var, b: Var) -> bool:
-        """Whether two base tensors may be one."""
-        return not self.alias.get(a, frozenset((a,))).isdisjoint(self.alias.get(b, frozenset((b,))))
 
     # ------------------------------------------------------------------------------------- statements
     def block(self, body: Block) -> None:
@@ -280,11 +245,6 @@ class Kernel:
         if not isinstance(x, Var) or x not in self.tiles:
             raise InternalError(f"{x!r} is no tile of this kernel")
         return self.tiles[x]
-
-    def view_of(self, x: Arg) -> View:
-        if not isinstance(x, Var) or x not in self.views:
-            raise InternalError(f"{x!r} is no tensor of this kernel")
-        return self.views[x]
 
     def keep(
         self, result: Var, text: str, valid: tuple[str, ...], clean: bool = False, name: str | None = None

@@ -9,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pypto_models.ir.expr import Expr, Var, free_vars, index, substitute
+from pypto_models.ir.expr import Expr, index
 from pypto_models.ir.graph import expr_text
-from pypto_models.ir.nodes import Bind, Block, Function, If, Region, Stmt
-from pypto_models.ir.rewrite import uses
+from pypto_models.ir.nodes import Function, Region
 from pypto_models.ir.types import INT64, TensorType
 from pypto_models.schedule import Override
 from pypto_models.schedule.overrides import NONE
 from pypto_models.target import Target
 
 from ..gpu.grouping import Group, grouped
-from ..gpu.host import Stale, at_least_one, host_value, none_if_negative, slice_of, with_places
+from ..gpu.host import Stale, at_least_one, none_if_negative
 from ..gpu.matching import Product, match
-from ..gpu.module import KernelSource, Launch, Module, nested
-from ..gpu.orchestration import Orchestration, State, extents_in
+from ..gpu.module import Argument, KernelSource, Launch, Module, nested
+from ..gpu.orchestration import Around, Orchestration, State, extents_in
 from ..gpu.refusal import named
-from ..gpu.serial import strided
 from ..gpu.tensors import View
 from ..gpu.timing import END, STAMPS, START, WAITED
 from ..gpu.unroll import unrolled
@@ -41,15 +39,6 @@ ELEMENTS, PRODUCT_ELEMENTS = 64, 128  # of the largest tile, that a thread holds
 AHEAD = 256  # elements of a weight row that a stream asks for before it waits
 STAGES = 4  # of a loop that runs ahead
 SHARE = 0.75  # of shared memory that its loads may take: products and reductions want some, too
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A parameter of a kernel, and what a launch gives for it (see gpu/manifest.py)."""
-
-    name: str
-    kind: str
-    passed: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -105,27 +94,17 @@ class Lowering(Orchestration):
         self.add([self.part(r, state) for r in s.regions])
 
     def part(self, s: Region, state: State) -> Part:
-        known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
-        if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
-            s = strided(s, self.target.cores)
-        needed = with_places(uses(s.body), state.views)
-        bodies = [list(inside) for _, _, inside in state.guards]
-        for (cond, _, _), inside in zip(reversed(state.guards), reversed(bodies), strict=True):
-            inside[:] = slice_of(inside, needed, state.views)
-            needed |= with_places({*uses(tuple(inside)), *free_vars(cond)}, state.views)
-        prelude = slice_of(state.outer, needed, state.views)
-        needed |= with_places(uses(prelude), state.views)
-        again = (*prelude, *(x for inside in bodies for x in inside))
-        self.scalars.check(again, s.body)
+        around = self.around(s, state, self.target.cores)
+        s, needed = around.region, around.needed
+        self.scalars.check(around.again, s.body)
         how = self.form(s, state, needed)
         if isinstance(how, str):
-            kernel = guarded(s, state, prelude, bodies, known, self.room)
+            kernel = by_blocks(around, state, self.room)
             warps, begun = warps_for(kernel), False
         else:
             product, form = how
-            bound = tuple(Bind(v, e) for v, e in known.items())
-            ahead = AHEAD if self.overlaps else 0
-            kernel = emit(product, state.views, state.alias, (*bound, *prelude), form, BEGIN, ahead)
+            ahead, prelude = AHEAD if self.overlaps else 0, (*around.bindings(), *around.prelude)
+            kernel = emit(product, state.views, state.alias, prelude, form, BEGIN, ahead)
             s, warps, begun = replace(s, block=None, count=index(form.walkers)), form.warps, True
         blocks = index(1) if s.count is None else self.host(s.count, state, s)
         sure = s.count is None or at_least_one(blocks)
@@ -146,18 +125,6 @@ class Lowering(Orchestration):
             return why
         form = form_of(product, self.target, s.name, s.span.line, self.given.get(s.name, NONE))
         return form if isinstance(form, str) else (product, form)
-
-    def arguments(self, kernel: Kernel, s: Region, state: State) -> tuple[Argument, ...]:
-        out = []
-        for base, text in kernel.pointers.items():
-            assert isinstance(base.type, TensorType)
-            out.append(Argument(text, f"pointer:{base.type.dtype.name}", ("pointer", self.names[base])))
-        for extent, text in kernel.extents.items():
-            out.append(Argument(text, "Int32", ("extent", extent)))
-        for var, text in kernel.captured.items():
-            value = expr_text(self.host(var, state, s)) if var not in self.names else self.names[var]
-            out.append(Argument(text, "Float32" if var.dtype.is_float else "Int32", ("scalar", value)))
-        return tuple(out)
 
     def add(self, parts: Sequence[Part]) -> None:
         """A launch of regions that do not depend on each other."""
@@ -205,21 +172,15 @@ FIRST, LAST = "# first", "# last"  # of a kernel's lines, and of its parameters
 BEGIN = "# begin"  # where a kernel waits for those before it
 
 
-def guarded(
-    s: Region, state: State, prelude: Block, bodies: list[list[Stmt]], known: dict[Var, Expr], room: int
-) -> Kernel:
-    """The region under the conditions around it, each behind the statements under it."""
-    body: Block = s.body
-    for (cond, wanted, _), inside in zip(reversed(state.guards), reversed(bodies), strict=True):
-        both = (*inside, *body)
-        body = (If(cond, both if wanted else (), () if wanted else both, (), s.span),)
-    needed = with_places(uses((*prelude, *body)), state.views)
-    bound = tuple(Bind(v, e) for v, e in known.items() if v in needed)
+def by_blocks(around: Around, state: State, room: int) -> Kernel:
+    """The region with one block of the GPU for each of its own."""
+    prelude, body = around.statements(state)
     kernel = Kernel(state.views, HANDLERS, state.alias, STAGES, room)
-    if s.block is not None:
-        kernel.names[s.block] = kernel.text.unique("block")
-        kernel.natural.add(s.block)
-    kernel.run(bound + prelude, body)
+    block = around.region.block
+    if block is not None:
+        kernel.names[block] = kernel.text.unique("block")
+        kernel.natural.add(block)
+    kernel.run(prelude, body)
     return kernel
 
 
