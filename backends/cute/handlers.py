@@ -490,7 +490,7 @@ def _read_tensor(k: Kernel, s: Let) -> None:
 @handles("write_tensor")
 def _write_tensor(k: Kernel, s: Let) -> None:
     view = k.view_of(s.args[0])
-    k.before_write(view.base)
+    k.before_write(view.base, alone=True)
     at = indices(s, s.op.param_names[1])
     start = " + ".join(
         filter(

@@ -189,7 +189,9 @@ class Kernel(Names):
             for slot in slots:
                 slot.enter(self)
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
+            self.loops += 1
             self.block(body)
+            self.loops -= 1
             nexts = []
             for p, name, after in scalars:
                 assert isinstance(p.type, ScalarType)
@@ -281,9 +283,11 @@ class Kernel(Names):
                 valid[v] = [t.let("valid", "Int32(0)") if d is None else self.dim(d) for d in v.type.valid]
         tiles, waited = dict(self.tiles), self.waited
         start, ends = len(t.lines), []
+        before, behind = self.writes(), []
         for head, body, side in arms:
             with t.nested(head):
                 self.tiles, self.waited = dict(tiles), waited
+                self.since(before)
                 self.block(body)
                 receive(self)
                 values = {m.result: getattr(m, side) for m in s.merged}
@@ -300,6 +304,8 @@ class Kernel(Names):
                         assert isinstance(v.type, ScalarType)
                         t.line(f"{slot} = {dsl_type(v.type.dtype)}({self.write(values[v])})")
                 ends.append(len(t.lines))
+                behind.append(self.writes())
+        self.since(before, *behind)
         self.noted = self.noted or self.waited
         self.tiles, self.waited = tiles, waited
         merge(self, s, start, ends)
@@ -536,9 +542,8 @@ class Kernel(Names):
                     self.held(tile, var.name) if tile.layout is not None else self.stored(tile, var.name)
                 )
 
-    def before_write(self, written: Var) -> None:
+    def before_write(self, written: Var, alone: bool = False) -> None:
         """All threads have read what they still need of a tensor before one of them writes to it."""
         self.settle(written)
-        self.written.add(written)
-        if self.may_read(written):
+        if self.clashes(written, alone):
             self.text.line(BARRIER)

@@ -38,7 +38,9 @@ def _create(k: Kernel, s: Let) -> None:
         pointer = k.pointer(s.result)
     init = s.arg("init_value")
     if init is not None:
-        fill(k, k.view_of(s.result), index(init), "Int64(0)", count)  # type: ignore[arg-type]
+        view = k.view_of(s.result)
+        k.before_write(view.base)
+        fill(k, view, index(init), "Int64(0)", count)  # type: ignore[arg-type]
         k.text.line("cute.arch.sync_threads()")
 
 
@@ -46,7 +48,7 @@ def _create(k: Kernel, s: Let) -> None:
 def _fill(k: Kernel, s: Let) -> None:
     """A block's share of the elements."""
     view = k.view_of(s.arg("t"))
-    k.written.add(view.base)
+    k.before_write(view.base)
     first = k.text.let("first_element", f"Int64({k.write(index(s.arg('block')))}) * {CHUNK}")  # type: ignore[arg-type]
     last = k.text.let("last_element", f"min({first} + {CHUNK}, {elements(k, view)})")
     fill(k, view, index(s.arg("value")), first, last)  # type: ignore[arg-type]
@@ -66,7 +68,7 @@ def fill(k: Kernel, view: View, value: Expr, first: str, last: str) -> None:
 def _keep(k: Kernel, s: Let) -> None:
     """The address of a tensor, for the kernels to come."""
     cell = k.view_of(s.arg("cell"))
-    k.written.add(cell.base)
+    k.before_write(cell.base, alone=True)
     with k.text.nested("if tid == 0:"):
         k.text.line(f"block.element({k.pointer(cell.base)}, 0)[0] = {address(k, k.view_of(s.arg('t')))}")
 

@@ -29,6 +29,8 @@ class Names:
         self.arrays: dict[Var, dict[int, str]] = {}  # elements of scalar arrays
         self.sources: set[Var] = set()  # tensors and views that the region reads
         self.written: set[Var] = set()  # base tensors that the kernel writes
+        self.scattered: set[Var] = set()  # those of them that all threads of a block write
+        self.loops = 0  # around what is being written
 
     def pointer(self, base: Var) -> str:
         if base in self.chosen:
@@ -58,6 +60,27 @@ class Names:
         if not isinstance(x, Var) or x not in self.views:
             raise InternalError(f"{x!r} is no tensor of this kernel")
         return self.views[x]
+
+    def clashes(self, base: Var, alone: bool) -> bool:
+        """Whether a write must wait for what other threads of the block have done to a tensor before.
+
+        With ``alone`` one thread writes, always the same.  Notes the write.
+        """
+        before = self.scattered if alone else self.written
+        apart = not self.may_read(base) and not any(self.same(base, w) for w in before)
+        self.written.add(base)
+        if not alone:
+            self.scattered.add(base)
+        return not apart or (self.loops > 0 and not alone)  # the trip before has written, too
+
+    def writes(self) -> tuple[frozenset[Var], frozenset[Var]]:
+        """What has been written so far; see :meth:`since`."""
+        return frozenset(self.written), frozenset(self.scattered)
+
+    def since(self, *ends: tuple[frozenset[Var], frozenset[Var]]) -> None:
+        """Go on as behind one of several places: a branch does not follow the other."""
+        self.written = {v for written, _ in ends for v in written}
+        self.scattered = {v for _, scattered in ends for v in scattered}
 
     def may_read(self, base: Var) -> bool:
         """Whether the region reads a tensor, as far as its views are known by now."""

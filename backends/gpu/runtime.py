@@ -6,7 +6,7 @@ It never waits for the device, so it may be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,19 @@ class InFlight:
         clash = any(a < d and c < b for a, b in early for c, d in before)
         outputs = [p.name for p in manifest.parameters if p.kind == "tensor" and p.direction != "in"]
         own = [_range(tensors[n]) for n in outputs]
-        self.written[stream] = own if clash or manifest.fenced else sorted({*before, *own})
+        self.written[stream] = own if clash or manifest.fenced else joined([*before, *own])
         return not clash
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """The ranges in order, those that touch as one."""
+    out: list[Range] = []
+    for start, end in sorted(ranges):
+        if out and start <= out[-1][1]:
+            out[-1] = out[-1][0], max(out[-1][1], end)
+        else:
+            out.append((start, end))
+    return out
 
 
 def _range(t: torch.Tensor) -> Range:

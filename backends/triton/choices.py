@@ -29,7 +29,7 @@ def name_tensor(k: Kernel, result: Var, pointer: str, view: View) -> None:
     k.views[result] = view
 
 
-def merge(k: Kernel, s: If, head: int, ends: list[int]) -> None:
+def merge(k: Kernel, s: If, ends: list[int]) -> None:
     """The tensors that an ``if`` chooses; its branches end at the lines ``ends``."""
     t = k.text
     late: list[tuple[int, str]] = []

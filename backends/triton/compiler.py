@@ -63,7 +63,7 @@ class TritonToolchain:
     def key_parts(self) -> dict[str, object]:
         """The device code, and the modules that compile it."""
         here = Path(__file__)
-        own = [here, here.with_name("binary.py"), here.with_name("types.py")]
+        own = [here, here.with_name("binary.py"), here.with_name("types.py"), Path(cubin.__file__)]
         return {
             "device": sources(here.with_name("device")),
             "compiler": [hashlib.sha256(path.read_bytes()).hexdigest() for path in own],
@@ -161,6 +161,8 @@ def _main(folder: Path) -> None:
                 with _errors_in(log):
                     kernel = getattr(_module(folder, i), name)
                     code = _compile(kernel, parameters, options, request["gpu"])
+                if said := _errors(log.read_text()):  # LLVM goes on after some
+                    raise ValueError(said[-1])
             except Exception as error:  # of any class: Triton's own checks, MLIR's, LLVM's or ptxas'
                 stem.with_suffix(".error").write_text(_message(error, log.read_text()))
             else:
@@ -186,9 +188,13 @@ def _errors_in(log: Path) -> Iterator[None]:
             os.close(kept)
 
 
+def _errors(log: str) -> list[str]:
+    return [line for line in log.splitlines() if re.search(r"\berror: ", line)]
+
+
 def _message(error: BaseException, log: str) -> str:
     """An exception with what caused it, innermost last, and the errors among what was written meanwhile."""
-    said = [line for line in log.splitlines() if re.search(r"\berror: ", line)]
+    said = _errors(log)
     cause: BaseException | None = error
     while cause is not None:
         said.append(f"{type(cause).__name__}: {cause}")

@@ -100,7 +100,9 @@ def form_of(
     if best := ranked(found, target, region, line, given):
         return best[0]
     if ranking(region, line, found, target, given):
-        why = "its tiles, whose extents are powers of two, take more shared memory than a block has"
+        why = (
+            "Triton holds no such tiles: powers of two, 256 weight rows at most, in shared memory of a block"
+        )
     else:
         why = refusal(region, line, found, target, given)
     if given.values:

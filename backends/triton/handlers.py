@@ -19,7 +19,7 @@ from .addresses import element_at, start_of, step_along
 from .kernel import Handler, Kernel, Tile
 from .pads import swapped
 from .rules import as_type, unsupported
-from .types import TYPES, number, type_name
+from .types import TYPES, number, scalar_type, type_name, typed
 
 HANDLERS: dict[str, Handler] = {}
 
@@ -134,14 +134,14 @@ def _read_tensor(k: Kernel, s: Let) -> None:
     at = element_at(view, k.scalars, indices(s, s.op.param_names[1]))
     kind = s.result.type.dtype  # type: ignore[union-attr]
     k.names[s.result] = k.text.let(
-        s.result.name, f"tl.load({k.pointer(view.base)} + ({at})).to({TYPES[kind.name]})"
+        s.result.name, f"tl.load({k.pointer(view.base)} + ({at})).to({scalar_type(kind)})"
     )
 
 
 @handles("write_tensor")
 def _write_tensor(k: Kernel, s: Let) -> None:
     view = k.view_of(s.args[0])
-    k.before_write(view.base)
+    k.before_write(view.base, alone=True)
     at = element_at(view, k.scalars, indices(s, s.op.param_names[1]))
     value = k.value(index(s.args[2]))  # type: ignore[arg-type]
     to = TYPES[view_dtype(view).name]
@@ -186,7 +186,9 @@ def _arange(k: Kernel, s: Let) -> None:
     pads = k.pads.of(s.result)
     sign = "-" if s.arg("descending") else "+"
     along = k.along(pads, len(pads) - 1)
-    text = f"tl.cast({k.value(index(s.arg('start')))} {sign} {along}, {TYPES[out.dtype.name]})"  # type: ignore[arg-type]
+    start, to = index(s.arg("start")), TYPES[out.dtype.name]  # type: ignore[arg-type]
+    first = typed(start.value, out.dtype) if isinstance(start, Const) else f"tl.cast({k.value(start)}, {to})"
+    text = f"{first} {sign} {along}" + ("" if along == "0" else f".to({to})")
     if len(pads) > 1 or along == "0":
         text = f"tl.broadcast_to({text}, {list(pads)})"
     k.keep(s.result, text, tuple(map(str, out.shape)))
@@ -474,7 +476,7 @@ def _read_tile(k: Kernel, s: Let) -> None:
     ]
     kind = s.result.type.dtype  # type: ignore[union-attr]
     k.names[s.result] = k.text.let(
-        s.result.name, f"tile.pick({k.widened(x)}, {' + '.join(parts)}).to({TYPES[kind.name]})"
+        s.result.name, f"tile.pick({k.widened(x)}, {' + '.join(parts)}).to({scalar_type(kind)})"
     )
 
 

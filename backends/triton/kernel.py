@@ -41,11 +41,6 @@ class Tile:
     valid: tuple[str, ...]
     clean: bool = False
 
-    @property
-    def whole(self) -> bool:
-        """Whether all elements of the value are valid."""
-        return self.valid == tuple(map(str, self.pads))
-
 
 class Kernel(Names):
     """Writes the body of one kernel.  ``views`` are the tensors known outside, ``handlers`` what ops do.
@@ -139,7 +134,9 @@ class Kernel(Names):
         with t.nested(f"for {var} in tl.range({start}, {stop}, {step}, num_stages={stages}):"):
             for slot in slots:
                 slot.enter(self)
+            self.loops += 1
             self.block(s.body)
+            self.loops -= 1
             nexts = [(name, text(x)) for name, x, text in held]
             nexts += [(slot.where, slot.next(self, s)) for slot in slots]
             changed = [(name, value) for name, value in nexts if name != value]
@@ -196,13 +193,14 @@ class Kernel(Names):
             elif isinstance(v.type, ScalarType):
                 slots.append((v, t.unique(v.name), []))
         tiles, ends = dict(self.tiles), []
+        before, behind = self.writes(), []
         arms = [(f"if {self.write(s.cond)}:", s.then, "then")]
         if s.orelse or s.merged:
             arms.append(("else:", s.orelse, "orelse"))
-        start = len(t.lines)
         for head, body, side in arms:
             with t.nested(head):
                 self.tiles = dict(tiles)
+                self.since(before)
                 self.block(body)
                 values = {m.result: getattr(m, side) for m in s.merged}
                 for v, name, extents in slots:
@@ -216,8 +214,10 @@ class Kernel(Names):
                     else:
                         t.line(f"{name} = {self.value(values[v])}")
                 ends.append(len(t.lines))
+                behind.append(self.writes())
+        self.since(before, *behind)
         self.tiles = tiles
-        merge(self, s, start, ends)
+        merge(self, s, ends)
         for v, name, extents in slots:
             if isinstance(v.type, TileType):
                 rest = iter(extents)
@@ -292,10 +292,10 @@ class Kernel(Names):
         )
 
     # ------------------------------------------------------------------------------------------ order
-    def before_write(self, written: Var) -> None:
-        """All threads have read what they need of a tensor before one of them writes to it."""
-        self.written.add(written)
-        self.order(written)
+    def before_write(self, written: Var, alone: bool = False) -> None:
+        """All threads are done with a tensor before one of them writes to it; ``alone``: a single element."""
+        if self.clashes(written, alone):
+            self.text.line(self.text.barrier)
 
     def order(self, base: Var) -> None:
         if self.may_read(base):

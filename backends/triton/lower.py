@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pypto_models.errors import NOWHERE, Diag, user_error
 from pypto_models.ir.expr import Expr, index
 from pypto_models.ir.graph import expr_text
 from pypto_models.ir.nodes import Function, Region
@@ -72,6 +73,11 @@ class Lowering(Orchestration):
         self.kernels: list[KernelSource] = []
         self.room = int(SHARE * max(s.bytes for s in target.spaces.values() if s.align == 16))
         self.overlaps = str(target.arch).startswith("sm_")  # programmatic dependent launch
+        assert target.gpu is not None
+        self.lanes = target.gpu.warp_threads
+        if timing and not self.overlaps:
+            why, fix = f"no clock of {target.name} is read", "leave it out"
+            raise user_error(Diag.ARGUMENT, NOWHERE, name="timing", why=why, fix=fix)
 
     def module(self) -> Module:
         views = {p.var: View.whole(p.var) for p in self.function.params if isinstance(p.var.type, TensorType)}
@@ -83,7 +89,7 @@ class Lowering(Orchestration):
         source = module_source(self.function.name, self.target, self.kernels)
         return Module(
             self.function.name, self.target.name, tuple(self.kernels), nested(self.launches, self.repeats),
-            tuple(self.workspaces), source, fenced=False,
+            tuple(self.workspaces), source, fenced=not self.overlaps,
         )  # fmt: skip
 
     # ------------------------------------------------------------------------------------------ regions
@@ -100,7 +106,7 @@ class Lowering(Orchestration):
         how = self.form(s, state, needed)
         if isinstance(how, str):
             kernel = by_blocks(around, state, self.room)
-            warps, begun = warps_for(kernel), False
+            warps, begun = warps_for(kernel, self.lanes), False
         else:
             product, form = how
             ahead, prelude = AHEAD if self.overlaps else 0, (*around.bindings(), *around.prelude)
@@ -141,7 +147,7 @@ class Lowering(Orchestration):
         how = parts[0].why if len(parts) == 1 else "; ".join(f"{p.region.name}: {p.why}" for p in parts)
         line = parts[0].region.span.line
         self.kernels.append(
-            KernelSource(name, region, line, text, warps * 32, 0, how, parameters, options=options)
+            KernelSource(name, region, line, text, warps * self.lanes, 0, how, parameters, options=options)
         )
         self.launches.append(Launch(name, grid, tuple(a.passed for a in arguments)))
         if not any(p.sure for p in parts):
@@ -184,10 +190,10 @@ def by_blocks(around: Around, state: State, room: int) -> Kernel:
     return kernel
 
 
-def warps_for(kernel: Kernel) -> int:
+def warps_for(kernel: Kernel, lanes: int) -> int:
     """Few where a product leaves each thread enough to do, so that more blocks share a core; measured."""
     each, warps = (PRODUCT_ELEMENTS, LEAST_WARPS) if kernel.products else (ELEMENTS, WARPS)
-    while warps < MOST_WARPS and kernel.largest > warps * 32 * each:
+    while warps < MOST_WARPS and kernel.largest > warps * lanes * each:
         warps *= 2
     return warps
 

@@ -43,7 +43,9 @@ def _create(k: Kernel, s: Let) -> None:
         name_tensor(k, s.result, where, View(s.result, whole.shape, whole.strides))
     init = s.arg("init_value")
     if init is not None:
-        fill(k, k.view_of(s.result), index(init), "0", count)  # type: ignore[arg-type]
+        view = k.view_of(s.result)
+        k.before_write(view.base)
+        fill(k, view, index(init), "0", count)  # type: ignore[arg-type]
         k.text.line(k.text.barrier)
 
 
@@ -51,7 +53,7 @@ def _create(k: Kernel, s: Let) -> None:
 def _fill(k: Kernel, s: Let) -> None:
     """A block's share of the elements."""
     view = k.view_of(s.arg("t"))
-    k.written.add(view.base)
+    k.before_write(view.base)
     block = wide(k.scalars, index(s.arg("block")))  # type: ignore[arg-type]
     first = k.text.let("first_element", f"{block} * {CHUNK}")
     last = k.text.let("last_element", f"tl.minimum({first} + {CHUNK}, {elements(k, view)})")
@@ -72,7 +74,7 @@ def fill(k: Kernel, view: View, value: Expr, first: str, last: str) -> None:
 def _keep(k: Kernel, s: Let) -> None:
     """The address of a tensor, for the kernels to come."""
     cell, pointer = k.view_of(s.arg("cell")), pointer_to(k, k.view_of(s.arg("t")))
-    k.written.add(cell.base)
+    k.before_write(cell.base, alone=True)
     k.text.line(f"tl.store({k.pointer(cell.base)}, ({pointer}).to({TYPES[INT64.name]}))")
 
 

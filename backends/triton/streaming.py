@@ -24,6 +24,7 @@ from .handlers import HANDLERS
 from .kernel import Kernel, Tile
 from .pads import LEAST, power
 
+LINE = 64  # two-byte elements of a line of memory
 COLUMN, BLOCK = "c", "n"  # of a column of the run: its column in its block of the source, and that block
 
 
@@ -116,8 +117,11 @@ def emit(
         k.names = {**names, product.block: BLOCK}
         k.scalars.natural = k.natural = {*natural, product.block}
         t.line(f"column = first + tl.arange(0, {form.pad}){place}")
-        t.line(f"{BLOCK} = column // {product.width}")
-        t.line(f"{COLUMN} = column % {product.width}")
+        there = "column"
+        if not form.exact:  # what pads the run stands for the last column, whose block exists
+            there = t.let("there", f"tl.minimum(column, {form.columns - 1})")
+        t.line(f"{BLOCK} = {there} // {product.width}")
+        t.line(f"{COLUMN} = {there} % {product.width}")
         for s in product.before:
             if not (isinstance(s, Let) and s.op.name == "create_tile"):
                 k.stmt(s)
@@ -126,13 +130,15 @@ def emit(
     weights = [weight_rows(k, w, form) for w in product.weights]
     depth = t.let("depth", f"tl.arange(0, {form.step})[None, :]")
     if not reads:
-        if ahead:
+        while ahead > product.depth:
+            ahead //= 2
+        if ahead >= LINE:
             for pointer, test in weights:
-                t.line(f"tile.prefetch({pointer}, {test or 'column >= 0'}, {min(ahead, product.depth)})")
+                t.line(f"tile.prefetch({pointer}, {test or 'column >= 0'}, {ahead})")
         t.line(begin)
     rows = power(max(product.rows, LEAST))
     limits = product.x.arg("valid_shape")
-    live = k.write(limits[0]) if isinstance(limits, tuple) else str(rows)
+    live = k.write(limits[0]) if isinstance(limits, tuple) else str(product.rows)
     x_view = k.view_of(product.x.args[0])
     row = t.let("row", f"tl.arange(0, {rows})[:, None]")
     x_rows = t.let("x_rows", f"{base_of(k, x_view)} + {row} * {pitch_of(x_view)}")
@@ -158,14 +164,14 @@ def emit(
     return k
 
 
-def weight_rows(k: Kernel, load: Let, form: Form) -> tuple[str, str | None]:
+def weight_rows(k: Run, load: Let, form: Form) -> tuple[str, str | None]:
     """The pointers of the weight rows of the run's columns, and the mask of those that exist."""
     view, at, limits = k.view_of(load.args[0]), load.arg("offset"), load.arg("valid_shape")
     assert isinstance(at, tuple) and isinstance(at[0], Expr)
     first = k.text.let("rows", f"tl.cast({k.write(at[0])} + {COLUMN}, tl.int64)")
     pointer = k.text.let("w_rows", f"{base_of(k, view)} + {first} * {pitch_of(view)}")
     tests = [] if form.exact else ["(column < end)"]
-    if isinstance(limits, tuple) and not isinstance(limits[0], Const):
+    if isinstance(limits, tuple) and limits[0] != Const(k.width):
         tests.append(f"({COLUMN} < {k.write(limits[0])})")
     return pointer, k.text.let("exists", " & ".join(tests)) if tests else None
 

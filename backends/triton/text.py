@@ -6,5 +6,5 @@ from ..gpu import text
 
 
 class Text(text.Text):
-    reserved = frozenset({"triton", "tl", "tile", "stream", "float", "range", "min", "max"})
+    reserved = frozenset({"triton", "tl", "tile", "float", "range", "min", "max"})
     barrier = "tl.debug_barrier()"

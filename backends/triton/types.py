@@ -31,9 +31,14 @@ def number(value: float | int | bool, dtype: DType) -> str:
     return repr(value)
 
 
+def scalar_type(dtype: DType) -> str:
+    """The type that a kernel holds a scalar in: small integers are not to wrap where they meet."""
+    return "tl.int32" if dtype.is_integer and dtype.bits < 32 and dtype != BOOL else TYPES[dtype.name]
+
+
 def typed(value: float | int | bool, dtype: DType) -> str:
-    """A constant as a scalar of its type."""
-    return f"tl.full((), {number(value, dtype)}, {TYPES[dtype.name]})"
+    """A constant as a scalar."""
+    return f"tl.full((), {number(value, dtype)}, {scalar_type(dtype)})"
 
 
 class Scalars:
@@ -57,7 +62,8 @@ class Scalars:
             raise InternalError(f"no text for {type(x).__name__}")
         a, b = self.write(x.lhs), self.write(x.rhs)
         if x.op in ("min", "max"):
-            return f"tl.{x.op}imum({self.known(x.lhs, a)}, {b})"
+            nan = ", propagate_nan=tl.PropagateNan.ALL" if x.dtype.is_float else ""
+            return f"tl.{x.op}imum({self.known(x.lhs, a)}, {b}{nan})"
         if x.op in ("//", "%"):
             if self.not_negative(x.lhs) and self.not_negative(x.rhs):
                 return f"({a} {x.op} {b})"
@@ -76,12 +82,12 @@ class Scalars:
         return typed(x.value, x.dtype) if isinstance(x, Const) else text
 
     def value(self, x: Expr) -> str:
-        """The expression as a value of exactly its type."""
+        """The expression as a scalar of its type."""
         if isinstance(x, Const):
             return typed(x.value, x.dtype)
         if x.dtype in (INDEX, INT32, BOOL, FP32):  # what the operators of scalars give by themselves
             return self.write(x)
-        return f"tl.cast({self.write(x)}, {TYPES[x.dtype.name]})"
+        return f"tl.cast({self.write(x)}, {scalar_type(x.dtype)})"
 
     def not_negative(self, x: Expr) -> bool:
         if isinstance(x, Const):

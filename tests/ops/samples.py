@@ -10,28 +10,42 @@ from enum import Enum
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import pypto_models.language as pl
-from backends import BACKENDS
+from backends.triton.compiler import TritonToolchain
+from backends.triton.interpreter import why_not
 from pypto_models.compile import compile as compile_kernel
-from pypto_models.compile import platforms
+from pypto_models.compile import resolve_platform
 from pypto_models.ir.types import DType
 from pypto_models.ops.registry import Kind, OpDef, Sample, T
 
 _sources = itertools.count(1)
-# One target without limits on extents, one with all of them.
-PLATFORMS = [p for p in platforms() for b in BACKENDS if p in (f"h200{b}", f"a2a3{b}")]
+# Simulators of a target with all limits on extents and of one with none; and kernels that are interpreted
+SIMULATORS = ["a2a3sim", "h200sim"]
+PLATFORMS = [*SIMULATORS, "h200:triton"]
+SIMULATED_ONLY = (pl.FP8E4M3FN, pl.FP8E5M2, pl.FP8E8M0, pl.UINT64)  # no kernel holds elements of these
 
 
 def unusable(platform: str) -> str | None:
-    """Why the backend of a platform cannot run here."""
-    return next(b.unusable() for name, b in BACKENDS.items() if platform.endswith(name))
+    """Why the programs of a platform cannot run here."""
+    if platform.endswith(":triton"):
+        return TritonToolchain().missing() or why_not()
+    return resolve_platform(platform)[1].unusable()
 
 
 def run(kernel: pl.Kernel, platform: str, args: list[Any]) -> Any:
     """Compile with the verifier on, and run; Out and InOut tensors among ``args`` are changed in place."""
-    return compile_kernel(kernel, *args, platform=platform, check=True)(*args)
+    options = {"interpret": True} if platform.endswith(":triton") else {}
+    program = compile_kernel(kernel, *args, platform=platform, check=True, backend_options=options)
+    return program(*args)
+
+
+def needs(d: DType, platform: str) -> None:
+    """Skip a test of an element type that the platform does not have."""
+    if d in SIMULATED_ONLY and platform not in SIMULATORS:
+        pytest.skip(f"no kernel holds elements of {d}")
 
 
 def kernel_of(text: str) -> pl.Kernel:
@@ -60,7 +74,7 @@ def source(op: OpDef, sample: Sample, out: torch.Tensor) -> str:
         f"    out: pl.Out[pl.Tensor[{list(out.shape)}, pl.{_dtype_of(out)}]],", "):",
         "    with pl.at(level=pl.Level.CORE_GROUP):", *(f"        {line}" for line in loads),
         f"        y = pl.{space}{op.spelling}({', '.join(args)})",
-        f"        out = pl.assemble(out, y, {[0] * out.dim()})", "    return out",
+        f"        out = pl.assemble(out, y, {[0] * out.dim()})",
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -14,20 +14,26 @@ import pytest
 import torch
 
 import pypto_models.language as pl
+from backends import BACKENDS
+from pypto_models.compile import lower_for
 from pypto_models.errors import UserError
 from pypto_models.ir.types import DType
 from pypto_models.ops import REGISTRY, Registry
 from pypto_models.ops.registry import OpDef, Sample, T, op
+from pypto_models.target import load_target
 
 from .by_hand import CASES, Case
 from .exact import convert
 from .samples import (
     PLATFORMS,
+    SIMULATED_ONLY,
+    SIMULATORS,
     Expectation,
     assert_close,
     exact,
     inputs,
     kernel_of,
+    needs,
     run,
     source,
     torch_type,
@@ -198,7 +204,10 @@ def test_samples(op_def: OpDef, sample: Sample, platform: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kernel.name)
-def test_kernels_by_hand(case: Case, platform: str) -> None:
+def test_kernels_by_hand(case: Case, platform: str, request: pytest.FixtureRequest) -> None:
+    if case.kernel.name == "arrays_of_scalars" and platform not in SIMULATORS:
+        why = "a region that reads an array of the orchestration"
+        request.node.add_marker(pytest.mark.xfail(reason=why, raises=KeyError, strict=True))
     args, want = case.make()
     kept = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     run(case.kernel, platform, args)
@@ -259,7 +268,15 @@ POWERS = [2.0**k for k in range(7)]
 
 def apply(body: str, x: torch.Tensor, x_type: DType, out_type: DType, platform: str) -> torch.Tensor:
     """``y = body`` on a tile ``t`` with the values of ``x``, repeated to [16, 32]."""
-    text = f"""
+    tile = x.repeat(-(-512 // len(x)))[:512].reshape(16, 32)
+    out = torch.empty(16, 32, dtype=torch_type(out_type))
+    run(kernel_of(text_of(body, x_type, out_type)), platform, [tile, out])
+    return out.flatten()[: len(x)]
+
+
+def text_of(body: str, x_type: DType, out_type: DType) -> str:
+    """The kernel of :func:`apply`."""
+    return f"""
 import pypto_models.language as pl
 
 @pl.jit
@@ -267,12 +284,7 @@ def kernel(x: pl.Tensor[[16, 32], pl.{x_type}], out: pl.Out[pl.Tensor[[16, 32], 
     with pl.at(level=pl.Level.CORE_GROUP):
         t = pl.slice(x, [16, 32], [0, 0])
         out = pl.assemble(out, {body}, [0, 0])
-    return out
 """
-    tile = x.repeat(-(-512 // len(x)))[:512].reshape(16, 32)
-    out = torch.empty(16, 32, dtype=torch_type(out_type))
-    run(kernel_of(text), platform, [tile, out])
-    return out.flatten()[: len(x)]
 
 
 def values_of(d: DType) -> torch.Tensor:
@@ -292,6 +304,7 @@ def values_of(d: DType) -> torch.Tensor:
 
 @pytest.mark.parametrize("d", TYPES, ids=str)
 def test_every_type_is_loaded_and_stored_bit_by_bit(d: DType, platform: str) -> None:
+    needs(d, platform)
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[torch_type(d).itemsize]
     x = values_of(d)
     got = apply("t", x, d, d, platform)
@@ -300,7 +313,8 @@ def test_every_type_is_loaded_and_stored_bit_by_bit(d: DType, platform: str) -> 
 
 @pytest.mark.parametrize("source_type", TYPES, ids=str)
 def test_casts_between_all_types(source_type: DType, platform: str) -> None:
-    for to in TYPES:
+    needs(source_type, platform)
+    for to in TYPES if platform in SIMULATORS else [d for d in TYPES if d not in SIMULATED_ONLY]:
         x = torch.tensor(POWERS).to(torch_type(source_type)) if to == pl.FP8E8M0 else values_of(source_type)
         got = apply(f"pl.cast(t, pl.{to})", x, source_type, to, platform)
         numbers = x.double().tolist() if source_type.is_float else [int(v) for v in x.tolist()]
@@ -311,6 +325,15 @@ def test_casts_between_all_types(source_type: DType, platform: str) -> None:
         else:
             want = [convert(v, torch_type(to), "round") for v in numbers]
         assert (got.double() if to.is_float else got).tolist() == want, to
+
+
+@pytest.mark.parametrize("name", ["cute", "triton"])
+@pytest.mark.parametrize("d", SIMULATED_ONLY, ids=str)
+def test_what_no_kernel_holds_is_refused_by_name(d: DType, name: str) -> None:
+    for x, out in ((d, pl.FP32), (pl.FP32, d)):
+        compiled = lower_for(kernel_of(text_of(f"pl.cast(t, pl.{out})", x, out)), (), load_target("h200"))
+        with pytest.raises(UserError, match=f"on the backend {name}: no kernel holds elements of {d}"):
+            BACKENDS[name].emit(compiled)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("number", range(7))
@@ -340,6 +363,7 @@ def test_integers_wrap_at_their_width(d: DType, platform: str) -> None:
 
 @pytest.mark.parametrize("d", [pl.BF16, pl.FP16, pl.FP8E4M3FN, pl.FP8E5M2], ids=str)
 def test_narrow_floats_compute_in_fp32_and_round_once(d: DType, platform: str) -> None:
+    needs(d, platform)
     x = torch.tensor([0.0, 0.875, 1.125, -1.75, 3.5, 0.3125, 10.0]).to(torch_type(d))
     numbers = x.double().tolist()
     for body, want in (
@@ -414,6 +438,7 @@ def failing(lines: list[str], match: str, n: int, platform: str) -> None:
         "div",
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("platform", SIMULATORS)
 def test_what_only_the_run_can_know(lines: list[str], match: str, n: int, platform: str) -> None:
     failing(lines, match, n, platform)
 
@@ -433,6 +458,10 @@ def kernel(n: pl.Scalar[pl.{d}], out: pl.Out[pl.Tensor[[2, 32], pl.{d}]]):
         out = pl.assemble(out, pl.arange(n, [1, 32], dtype=pl.{d}{rest}), [1, 0])
 """
         out = torch.empty(2, 32, dtype=torch_type(d))
+        if platform not in SIMULATORS and start >= 2**31:
+            with pytest.raises(ValueError, match=f"n is {start}; 0 to 2147483647 are possible"):
+                run(kernel_of(text), platform, [start, out])
+            continue
         run(kernel_of(text), platform, [start, out])
         assert out.tolist() == [[start + step * k for k in range(32)]] * 2
 

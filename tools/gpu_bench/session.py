@@ -62,7 +62,7 @@ class Session:
     @property
     def backends(self) -> tuple[str, ...]:
         """Those that have made a bundle, CuTe DSL first."""
-        return tuple(sorted({p.backend for p in self.programs}))
+        return tuple(sorted({p.backend for p in self.programs}, key=lambda b: (b != "cute", b)))
 
     def find(self, name: str, timing: bool = False, backend: str | None = None) -> Program | None:
         """The bundle of the program `name`, if it is there; of any backend where none is named."""

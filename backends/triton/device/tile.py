@@ -18,9 +18,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 @triton.jit
 def floordiv(a, b):
     """a // b, rounded down: Triton's own division goes towards zero."""
-    q = tl.cast(a, tl.int64) // b
-    down = (q * b != a) & ((a < 0) != (b < 0))
-    return (q - tl.cast(down, tl.int64)).to(tl.int32)
+    q = a // b
+    return tl.where((q * b != a) & ((a < 0) != (b < 0)), q - 1, q)
 
 
 @triton.jit
@@ -93,7 +92,7 @@ def saturated(x, low: tl.constexpr, high: tl.constexpr, to: tl.constexpr):
     """Whole fp32 numbers as integers; those beyond an end are at it, and NaN is 0."""
     inside = (x >= low) & (x < high + 1)
     n = tl.where(inside, x, 0.0).to(tl.int64)
-    n = tl.where(x > high, high, n)
+    n = tl.where(x >= high + 1, high, n)  # high itself may be none of fp32
     return tl.where(x < low, low, n).to(to)
 
 

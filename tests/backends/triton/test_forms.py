@@ -78,7 +78,7 @@ def test_what_a_tiling_file_fixes_holds_and_what_cannot_be_is_refused() -> None:
     for keys, why in (
         (
             {"slots": 5, "walkers": 100, "step": 256},
-            "powers of two, take more shared memory than a block has",
+            "Triton holds no such tiles: powers of two",
         ),
         ({"slots": 8, "walkers": 132, "step": 256}, "bytes of shared memory, and a block has 232448"),
     ):
