@@ -296,3 +296,24 @@ def test_extra_parameters_are_pointers_and_none_is_missing(arch: str) -> None:
     for declared in (4, 9):  # the fifth has four bytes; there are eight
         with pytest.raises(ValueError, match=f"not {declared} declared ones and then pointers"):
             extra_pointers(text, declared)
+
+
+CLOCK = """
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def clock(x):
+    tl.store(x, tl.extra.cuda.globaltimer())
+"""
+
+
+def test_an_error_that_llvm_goes_on_after_is_a_refusal() -> None:
+    """The register of NVIDIA's clock: AMD's code generator reports it, and gives a kernel all the same."""
+    wanted = KernelSource("clock", "clock", 1, "", 256, 0, "", (("x", "pointer:INT64"),))
+    amd, nvidia = (
+        TritonToolchain().compile_units([Unit(CLOCK, [wanted])], arch)[0] for arch in ("gfx942", "sm_90a")
+    )
+    assert isinstance(amd, Refusal) and "could not allocate output register" in amd.message
+    assert not isinstance(nvidia, Refusal) and "globaltimer" in nvidia["clock"].text

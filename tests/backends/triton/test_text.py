@@ -25,9 +25,7 @@ def source_of(kernel: pl.Kernel, target: str) -> str:
     [(twice, "h200"), (twice, "mi300x"), (project, "h200"), (project, "mi300x")],
     ids=lambda x: getattr(x, "name", x),
 )
-def test_the_emitted_source(
-    kernel: pl.Kernel, target: str, golden_text: Callable[[str, str], None]
-) -> None:
+def test_the_emitted_source(kernel: pl.Kernel, target: str, golden_text: Callable[[str, str], None]) -> None:
     golden_text(source_of(kernel, target), f"{kernel.name}_{target}")
 
 
