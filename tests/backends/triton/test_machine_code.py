@@ -28,7 +28,8 @@ pytestmark = [needs_triton, pytest.mark.slow]
 NVIDIA, AMD = ("h200:triton", "gb10:triton"), ("mi300x", "mi355x")
 KINDS = {f"{p.kind.model}/{p.kind.name}": p.kind for p in (POWER, FULL_POWER, GDN_POWER)}
 
-WARP_PRODUCT, GROUP_PRODUCT = r"mma\.sync\.[\w.]+\.f32\.bf16\.bf16\.f32", r"wgmma\.mma_async\.[\w.]+\.f32\.bf16\.bf16"
+WARP_PRODUCT = r"mma\.sync\.[\w.]+\.f32\.bf16\.bf16\.f32"
+GROUP_PRODUCT = r"wgmma\.mma_async\.[\w.]+\.f32\.bf16\.bf16"
 TENSOR_CORES = {  # an instruction of a product of 16-bit floats
     "h200:triton": f"{GROUP_PRODUCT}|{WARP_PRODUCT}", "gb10:triton": WARP_PRODUCT,
     "mi300x": r"v_mfma_f32_\w+_bf16", "mi355x": r"v_mfma_f32_\w+_bf16",
