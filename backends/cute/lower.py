@@ -265,7 +265,8 @@ class Lowering(Orchestration):
 
     def streamed(self, around: Around, name: str, product: Product, plan: Plan, state: State) -> None:
         s, prelude = around.region, around.prelude
-        before, behind = self.norms_before.get(id(s)), self.norms_behind.get(id(s))
+        source = id(around.source)
+        before, behind = self.norms_before.get(source), self.norms_behind.get(source)
         views = dict(state.views)
         views |= {n.sums: View.whole(n.sums) for n in (before, behind) if n is not None}
         parts = emit(product, views, around.bindings() + prelude, before, behind)

@@ -40,7 +40,7 @@ from pypto_models.ir.nodes import (
     Scope,
     Stmt,
 )  # fmt: skip
-from pypto_models.ir.rewrite import defs, uses, walk
+from pypto_models.ir.rewrite import Rewriter, defs, uses, walk
 from pypto_models.ir.types import BOOL, INDEX, INT32, INT64, DType, ScalarType, TensorType
 from pypto_models.language.effects import roots
 from pypto_models.ops import REGISTRY
@@ -74,10 +74,11 @@ class State:
 
 @dataclass(frozen=True)
 class Around:
-    """A region with what its kernel must work out again: ``prelude`` is that under no condition, ``bodies``
-    that under each of the conditions around it, ``again`` both; ``known`` are scalars that are constant, and
-    ``needed`` all that the region and these depend on."""
+    """A region, as it stands in the ``source``, with what its kernel must work out again: ``prelude`` is that
+    under no condition, ``bodies`` that under each of the conditions around it, ``again`` both; ``known`` are
+    scalars that are constant, and ``needed`` all that the region and these depend on."""
 
+    source: Region
     region: Region
     prelude: Block
     bodies: list[list[Stmt]]
@@ -99,6 +100,33 @@ class Around:
         needed = with_places(uses((*self.prelude, *body)), state.views)
         bound = tuple(Bind(v, e) for v, e in self.known.items() if v in needed)
         return bound + self.prelude, body
+
+
+class Elements(Rewriter):
+    """``at[i]`` in a region, of an array whose elements the host keeps apart."""
+
+    def __init__(self, state: State) -> None:
+        super().__init__()
+        self.state = state
+
+    def stmt(self, s: Stmt) -> Stmt | Block:
+        if isinstance(s, Let) and s.op.name == "array_get" and s.arg("array") in self.state.arrays:
+            return Bind(s.result, element(s, self.state), s.span)
+        return self.descend(s)
+
+
+def element(s: Let, state: State) -> Expr:
+    """What ``at[i]`` is."""
+    return state.arrays[s.arg("array")][place_in(s, state)]  # type: ignore[index]
+
+
+def place_in(s: Let, state: State) -> int:
+    (at,) = indices(s, "index")
+    place = substitute(at, state.env)
+    if s.arg("array") not in state.arrays or not isinstance(place, Const):
+        fix = "keep the array's values in a tensor"
+        raise Refused(s.span, s.op.name, "its place is not constant", fix)
+    return int(place.value)
 
 
 class Orchestration:
@@ -127,7 +155,9 @@ class Orchestration:
 
     def around(self, s: Region, state: State, cores: int) -> Around:
         """What surrounds a region; a grid whose extent the host does not know becomes one of ``cores``."""
-        known = {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
+        source, known = s, {v: e for v, e in state.env.items() if not any(True for _ in free_vars(e))}
+        if state.arrays:
+            s = replace(s, body=Elements(state).block(s.body))
         if s.count is not None and host_value(substitute(s.count, state.env), self.host_vars) is None:
             s = strided(s, cores)
         needed = with_places(uses(s.body), state.views)
@@ -138,7 +168,7 @@ class Orchestration:
         prelude = slice_of(state.outer, needed, state.views)
         needed |= with_places(uses(prelude), state.views)
         again = (*prelude, *(x for inside in bodies for x in inside))
-        return Around(s, prelude, bodies, again, known, needed)
+        return Around(source, s, prelude, bodies, again, known, needed)
 
     def arguments(self, kernel: Names, s: Region, state: State) -> tuple[Argument, ...]:
         """What a kernel takes."""
@@ -237,19 +267,13 @@ class Orchestration:
         if s.op.name == "array_create":
             state.arrays[s.result] = {}
             return
-        source = s.arg("array")
-        (at,) = indices(s, "index")
-        place = substitute(at, state.env)
-        if source not in state.arrays or not isinstance(place, Const):
-            fix = "keep the array's values in a tensor"
-            raise Refused(s.span, s.op.name, "its place is not constant", fix)
-        known = state.arrays[source]
         if s.op.name == "array_set":
             value = Var(s.result.name, ScalarType(s.arg("value").dtype))  # type: ignore[union-attr]
+            place = place_in(s, state)
             self.stmt(Bind(value, s.arg("value"), s.span), state)  # type: ignore[arg-type]
-            state.arrays[s.result] = known | {int(place.value): value}
+            state.arrays[s.result] = state.arrays[s.arg("array")] | {place: value}  # type: ignore[index]
         else:
-            self.stmt(Bind(s.result, known[int(place.value)], s.span), state)
+            self.stmt(Bind(s.result, element(s, state), s.span), state)
 
     def scalar(self, s: Stmt, state: State) -> None:
         """A statement that kernels repeat, or one whose results are kept, since what it reads is written."""

@@ -204,10 +204,7 @@ def test_samples(op_def: OpDef, sample: Sample, platform: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.kernel.name)
-def test_kernels_by_hand(case: Case, platform: str, request: pytest.FixtureRequest) -> None:
-    if case.kernel.name == "arrays_of_scalars" and platform not in SIMULATORS:
-        why = "a region that reads an array of the orchestration"
-        request.node.add_marker(pytest.mark.xfail(reason=why, raises=KeyError, strict=True))
+def test_kernels_by_hand(case: Case, platform: str) -> None:
     args, want = case.make()
     kept = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
     run(case.kernel, platform, args)

@@ -13,16 +13,13 @@ from backends.gpu.cache import FOLDER_VARIABLE
 from backends.gpu.manifest import read_bundle
 from backends.triton import GpuProgram, InterpretedProgram, TritonBackend
 from backends.triton.compiler import TritonToolchain
-from backends.triton.interpreter import why_not
 from pypto_models.backend import Bundles, Emits, Prepares, Reopens
 from pypto_models.compile import Program, resolve_platform
 from pypto_models.compile import compile as compile_program
 from pypto_models.errors import UserError
 
 from ..cute.support import project, twice, two_regions
-
-needs_triton = pytest.mark.skipif(TritonToolchain().missing() is not None, reason="the extra triton")
-needs_interpreter = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+from .support import needs_interpreter, needs_triton
 
 
 # ---------------------------------------------------------------------------------------------- platforms

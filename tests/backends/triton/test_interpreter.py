@@ -14,10 +14,7 @@ import torch
 from backends.gpu.module import KernelSource
 from backends.triton.interpreter import Interpreted, OutOfBounds, why_not
 
-needs_interpreter = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed: the extra triton"
-)
+from .support import needs_interpreter, needs_triton
 
 SOURCE = '''
 import triton

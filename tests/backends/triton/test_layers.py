@@ -30,8 +30,8 @@ STEPS = [name for name in TINY if layers()[name].config.dtype == "bf16"]
 
 
 @cache
-def step_program(name: str) -> Program:
-    return interpreted_entry(step_entry(layers()[name], H200))
+def step_program(name: str, on: str = H200.name) -> Program:
+    return interpreted_entry(step_entry(layers()[name], platform(on)))
 
 
 @cache
@@ -81,10 +81,10 @@ def test_a_wrong_rule_is_noticed(
 
 
 # -------------------------------------------------------------------------------------------------- layers
-def assert_step_is_right(name: str, batch: int, context: int | str) -> None:
+def assert_step_is_right(name: str, batch: int, context: int | str, on: str = H200.name) -> None:
     layer = layers()[name]
     tensors = layer.kind.make_inputs(layer.config, batch, context, seed=batch, lm_head="single")
-    result = layer.kind.check(layer.config, tensors, step_program(name))
+    result = layer.kind.check(layer.config, tensors, step_program(name, on))
     assert result.status == "PASS", result.error
     assert {*result.reports} == {n for n in layer.kind.mutated if n in tensors}
 
@@ -101,6 +101,13 @@ def test_one_row_a_sequence(name: str, batch: int, context: int | str) -> None:
 @pytest.mark.parametrize("name", STEPS)
 def test_the_longest_context(name: str) -> None:
     assert_step_is_right(name, 2, layers()[name].config.max_seq)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on", ["gb10:triton", "mi300x", "mi355x"])
+@pytest.mark.parametrize("name", STEPS)
+def test_other_targets_with_schedules_of_their_own(name: str, on: str) -> None:
+    assert_step_is_right(name, 3, "ragged", on)
 
 
 @pytest.mark.slow
