@@ -16,6 +16,7 @@ from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from ..gpu.names import Names
 from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, stores_in
+from ..gpu.softmax import OnlineSoftmax
 from ..gpu.tensors import View, multiple_of
 from ..gpu.timing import END, START
 from .choices import Slot, merge
@@ -27,7 +28,18 @@ from .rules import unsupported
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
-from .waiting import ask, constants_first, reads, receive, small, start_rings, wait_once
+from .turns import OwnRing, loops_in_turns, take_turns
+from .waiting import (
+    ask,
+    begins_apart,
+    constants_first,
+    look_up_rings,
+    reads,
+    receive,
+    small,
+    start_rings,
+    wait_once,
+)
 
 UNROLL = 8  # of loops that only read scalars: their loads then wait together
 
@@ -47,8 +59,12 @@ class Kernel(Names):
         ahead: Ahead = NOTHING,
         stamps: str = "",
         alias: Mapping[Var, frozenset[Var]] = {},
+        together: frozenset[int] = frozenset(),
     ) -> None:
         super().__init__(views, alias, Text())
+        self.together = together  # loops, by identity, that the warps do not take in turns
+        self.turns: dict[int, OnlineSoftmax] = {}  # loops, by identity, that they do
+        self.operands: dict[Var, str] = {}  # of products, that a loop in turns keeps in registers
         self.handlers = handlers
         self.room = room  # bytes of shared memory for prefetched tiles
         self.ahead = ahead  # what may be read before the wait
@@ -60,6 +76,7 @@ class Kernel(Names):
         self.early: set[Var] = set()  # base tensors that it reads before the wait
         self.tiles: dict[Var, Tile] = {}
         self.buffers = Buffers()
+        self.soon: set[Var] = set()  # loads to be asked for together behind the wait
         self.asked: list[str] = []  # puts the tiles that were asked for in shared memory
         self.rings: dict[int, Staged] = {}  # of loops, by identity, whose first loads are under way
         self.ring_bytes = 0  # of tiles that run ahead
@@ -71,7 +88,8 @@ class Kernel(Names):
     def run(self, prelude: Block, body: Block) -> None:
         """The statements of a whole kernel."""
         self.uses.update(uses((*prelude, *body)))
-        self.plan = Planner(self.uses, any(True for _ in operands_of(body)))
+        self.turns = dict(loops_in_turns((*prelude, *body), self.together))
+        self.plan = Planner(self.uses, any(True for _ in operands_of(body)), self.turns)
         self.plan.block((*prelude, *body))
         self.sources = set(sources_of((*prelude, *body)))
         self.waited = self.follows
@@ -103,13 +121,15 @@ class Kernel(Names):
             ready = settled(s, self.ahead, self.views) and (not self.asked or reads(s))
             if not self.waited and not ready:
                 start_rings(self, body[i:])
+            elif not self.waited and isinstance(s, Let) and s.op.name == "load":
+                look_up_rings(self, body[i:])
             self.stmt(s)
 
     def stmt(self, s: Stmt) -> None:
         if not self.waited:
             if settled(s, self.ahead, self.views):
                 self.early |= {self.views[v].base for x in lets((s,)) for v in sources(x)}
-            elif not isinstance(s, If):  # a branch waits where it must
+            elif not isinstance(s, If) and not begins_apart(s):  # these wait where they must
                 wait_once(self)
         if not reads(s):
             receive(self)
@@ -141,8 +161,12 @@ class Kernel(Names):
             # so that the loads of a thread wait together.
             if tile is not None and tile.layout is not None and (self.uses[r] > 1 or s.op.name == "load"):
                 self.tiles[r] = self.held(tile, r.name)
-            elif tile is not None and s.op.name == "load" and not self.waited and small(tile):
-                ask(self, r, tile)  # while there is nothing else to do
+            elif tile is not None and s.op.name == "load" and self.asks(r, tile):
+                ask(self, r, tile)
+
+    def asks(self, x: Var, tile: Tile) -> bool:
+        """Whether a load comes to shared memory with others: while there is nothing else to do, or soon."""
+        return small(tile) if not self.waited else x in self.soon and tile.plain is not None
 
     # ------------------------------------------------------------------------------------------ loops
     def bounds(self, s: For) -> list[str]:
@@ -150,8 +174,17 @@ class Kernel(Names):
         self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
         return [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
 
+    def ring(self, s: For) -> Staged | None:
+        """The ring of a loop, if its loads may run ahead."""
+        if s.kind is not LoopKind.PIPELINE:
+            return None
+        return OwnRing.plan(self, s) if id(s) in self.turns else Staged.plan(self, s)
+
     def loop(self, s: For) -> None:
         t = self.text
+        if id(s) in self.turns:
+            take_turns(self, s, self.turns[id(s)])
+            return
         tiles: list[tuple[Var, Tile, Expr]] = []
         scalars: list[tuple[Var, str, Expr]] = []
         self.settle_all(s.body)
@@ -172,15 +205,14 @@ class Kernel(Names):
                 self.names[c.param] = self.names[c.result] = name
                 scalars.append((c.param, name, c.next))
         bounds = self.bounds(s)
-        begun = self.rings.get(id(s))
-        staged = Staged.plan(self, s) if begun is None and s.kind is LoopKind.PIPELINE else begun
+        staged = self.rings.get(id(s)) or self.ring(s)
+        begun = staged is not None and staged.started
         for operand in operands_of(s.body):  # what every trip takes as it is, is made once
             if operand in self.tiles:  # a trip waits for what was asked for before its ring
-                self.keep(operand, wait=staged is None or begun is not None)
-        if begun is not None:
-            del self.rings[id(s)]
-        elif staged is not None:
+                self.keep(operand, wait=staged is None or begun)
+        if staged is not None and not begun:
             staged.prologue(self, s, bounds)
+        self.rings.pop(id(s), None)
         var = t.unique(s.var.name)
         self.names[s.var] = var
         outer = dict(self.tiles)
@@ -190,7 +222,11 @@ class Kernel(Names):
                 slot.enter(self)
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
             self.loops += 1
+            waited = self.waited
             self.block(body)
+            receive(self)
+            self.noted = self.noted or self.waited
+            self.waited = waited  # there may be no trip
             self.loops -= 1
             nexts = []
             for p, name, after in scalars:

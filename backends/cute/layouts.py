@@ -10,8 +10,8 @@ where it is needed, or kept in shared memory.  The planner finds, for each tile 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from pypto_models.ir.expr import Expr, Var
@@ -26,15 +26,16 @@ MOST_DEALT = 32  # of a tile that is dealt out
 
 @dataclass(frozen=True)
 class Fragment:
-    """The tile [rows, columns] in MMA fragments over the warps of a block."""
+    """The tile [rows, columns] in MMA fragments over the warps of a block, or of one warp."""
 
     rows: int
     columns: int
+    warps: int = WARPS
 
     @property
     def pieces(self) -> int:
         """16 x 8 pieces of a row of pieces that one warp holds."""
-        return -(-self.columns // 8 // WARPS)
+        return -(-self.columns // 8 // self.warps)
 
     @property
     def registers(self) -> int:
@@ -48,7 +49,7 @@ class Fragment:
     @property
     def guard(self) -> str | None:
         """The condition that element ``{c}`` of the last piece exists; None if all do."""
-        return None if self.columns // 8 % WARPS == 0 else f"{{c}} < {self.columns}"
+        return None if self.columns // 8 % self.warps == 0 else f"{{c}} < {self.columns}"
 
     def row_of(self, i: str) -> str:
         """The place of element ``i``'s row among the thread's rows."""
@@ -57,7 +58,8 @@ class Fragment:
     def coordinates(self, i: str) -> tuple[str, str]:
         per = 4 * self.pieces
         row = f"lane // 4 + 16 * ({i} // {per}) + 8 * ({i} % 4 // 2)"
-        return row, f"8 * (warp + {WARPS} * ({i} % {per} // 4)) + 2 * (lane % 4) + {i} % 2"
+        piece = f"(warp + {self.warps} * ({i} % {per} // 4))" if self.warps > 1 else f"({i} % {per} // 4)"
+        return row, f"8 * {piece} + 2 * (lane % 4) + {i} % 2"
 
     def row(self, n: str) -> str:
         """The ``n``-th row of the thread."""
@@ -66,19 +68,19 @@ class Fragment:
     @property
     def rows_beside(self) -> Rows:
         """A column beside it: the same beside all fragments of as many rows."""
-        return Rows(Fragment(self.rows, 8))
+        return Rows(Fragment(self.rows, 8, self.warps))
 
     def like(self, shape: tuple[int, ...]) -> Fragment | None:
         """The fragments of a tile of this shape whose rows are held by the same threads."""
         if len(shape) != 2 or shape[0] != self.rows or shape[1] % 8:
             return None
-        other = Fragment(*shape)
+        other = Fragment(*shape, self.warps)
         return other if other.registers <= MOST else None
 
     @property
     def leads(self) -> str:
         """True in one of the threads that hold the ``n``-th row."""
-        return "(warp == 0) & (lane % 4 == 0)"
+        return "(warp == 0) & (lane % 4 == 0)" if self.warps > 1 else "lane % 4 == 0"
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,9 @@ class Rows:
 
     def beside(self, other: Layout) -> bool:
         """Whether it lies beside a tile: fragments of equally many rows divide them alike."""
-        same = isinstance(self.of, Fragment) and isinstance(other, Fragment) and self.of.rows == other.rows
-        return same or self.of == other
+        if isinstance(self.of, Fragment) and isinstance(other, Fragment):
+            return (self.of.rows, self.of.warps) == (other.rows, other.warps)
+        return self.of == other
 
 
 Spread: TypeAlias = "Fragment | Dealt"
@@ -164,7 +167,7 @@ POINTWISE = frozenset({
 ROW_STATISTICS = frozenset({"row_sum", "row_max", "row_min"})
 
 
-def product_layout(let: Let) -> Layout:
+def product_layout(let: Let, warps: int = WARPS) -> Layout:
     """The fragments of a product that tensor cores take, else FREE."""
     out, a, b = let.result.type, *(let.arg(n).type for n in ("lhs", "rhs"))  # type: ignore[union-attr]
     assert isinstance(out, TileType) and isinstance(a, TileType) and isinstance(b, TileType)
@@ -174,8 +177,15 @@ def product_layout(let: Let) -> Layout:
         return None
     if rows % 16 or columns % 8 or depth % 16:
         return None
-    layout = Fragment(rows, columns)
+    layout = Fragment(rows, columns, warps)
     return layout if layout.registers <= MOST else None
+
+
+def of_the_block(layout: Layout) -> Layout:
+    """The layout of what the warps leave of tiles of their own, when it is joined."""
+    if isinstance(layout, Rows) and isinstance(layout.of, Fragment):
+        return replace(layout.of, warps=WARPS).rows_beside
+    return replace(layout, warps=WARPS) if isinstance(layout, Fragment) else None
 
 
 def join(a: Layout, b: Layout) -> Layout:
@@ -186,13 +196,16 @@ def join(a: Layout, b: Layout) -> Layout:
 class Planner:
     """Layouts by variable; ``of(var)`` is FREE for one that it never saw.
 
-    ``uses`` counts readers.  Where no product gives the layout, tiles that are loaded are dealt out.
+    ``uses`` counts readers.  Where no product gives the layout, tiles that are loaded are dealt out.  In the
+    loops of ``turns``, by identity, each warp has tiles of its own (turns.py).
     """
 
-    def __init__(self, uses: Mapping[Expr, int], products: bool) -> None:
+    def __init__(self, uses: Mapping[Expr, int], products: bool, turns: Container[int] = frozenset()) -> None:
         self.layouts: dict[Var, Layout] = {}
         self.uses = uses
         self.products = products
+        self.turns = turns
+        self.warps = WARPS  # that share a tile
 
     def of(self, x: object) -> Layout:
         return self.layouts.get(x) if isinstance(x, Var) else None
@@ -215,6 +228,12 @@ class Planner:
     def loop(self, s: For) -> None:
         """What a loop carries lives where its next value does, found by repeating the body."""
         carried = {c.param: c for c in s.carried if isinstance(c.param.type, TileType)}
+        if id(s) in self.turns:
+            self.warps = 1
+            self.settle(s, dict.fromkeys(carried))
+            self.warps = WARPS
+            self.layouts.update((c.result, of_the_block(self.of(c.param))) for c in carried.values())
+            return
         start = {p: self.of(c.init) for p, c in carried.items()}
         found = self.settle(s, start)
         if not self.products and all(x is None or isinstance(x, Dealt) for x in found.values()):
@@ -249,7 +268,7 @@ class Planner:
     def let(self, s: Let, t: TileType) -> Layout:
         name = s.op.name
         if name in ("matmul", "matmul_acc"):
-            return product_layout(s)
+            return product_layout(s, self.warps)
         if name == "load":
             return None if self.products else Dealt.of(t.shape)
         if name in ROW_STATISTICS:

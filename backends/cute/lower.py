@@ -46,6 +46,7 @@ from .sharing import PLACE, Share, crowded, first_blocks, joint, next_blocks, ow
 from .streaming import Norm, emit
 from .tail import Head, clearing, clears, resident, tail_blocks, tailed
 from .text import Text
+from .turns import Together
 
 
 @dataclass(frozen=True)
@@ -384,10 +385,16 @@ def guarded(p: Part, room: int, stamps: str, begin: Callable[[Kernel, Var | None
     """The region block by block, under the conditions around it, each behind the statements under it."""
     state = p.state
     prelude, body = p.around.statements(state)
-    kernel = Kernel(state.views, HANDLERS, room, p.ahead, stamps, state.alias)
-    begin(kernel, p.region.block)
-    kernel.run(prelude, body)
-    return kernel
+    together: frozenset[int] = frozenset()
+    while True:
+        kernel = Kernel(state.views, HANDLERS, room, p.ahead, stamps, state.alias, together)
+        begin(kernel, p.region.block)
+        try:
+            kernel.run(prelude, body)
+        except Together as found:
+            together |= {found.loop}
+        else:
+            return kernel
 
 
 # -------------------------------------------------------------------------------------------------- text
@@ -430,7 +437,7 @@ import cutlass.cute as cute
 import cutlass.utils as utils
 from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32
 
-from backends.cute.device import arrival, block, stream
+from backends.cute.device import arrival, block, fragments, stream
 '''
     return "\n\n".join([head, *(k.text for k in kernels)])
 

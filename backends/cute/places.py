@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pypto_models.ir.types import DType
 
-from .layouts import Dealt
+from .layouts import WARPS, Dealt
 from .packing import packed
 from .scalars import DSL_TYPES
 from .tiles import Coordinates, Shared, Tile
@@ -59,13 +59,13 @@ def runs(tile: Tile, layout: Dealt) -> bool:
     return tile.valid[1] == str(tile.shape[1]) and layout.run > 1 and (size <= 16 or size == 32)
 
 
-def copy_call(tile: Tile, place: Shared, to: str, now: bool = False) -> str:
-    """A copy of rows to shared memory: asynchronous, or ``now``."""
+def copy_call(tile: Tile, place: Shared, to: str, warps: int = WARPS, now: bool = False) -> str:
+    """A copy of rows to shared memory, by the block or one warp: asynchronous, or by the block ``now``."""
     assert tile.plain is not None
     pointer, pitch, rows = tile.plain
     return (
         f"block.copy_rows{'_now' if now else ''}({pointer}, {pitch}, {to}, {place.pitch}, Int32({rows}), "
-        f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes})"
+        f"{tile.shape[0]}, {tile.shape[1]}, {16 // tile.dtype.bytes}{f', {warps}' if warps < WARPS else ''})"
     )
 
 

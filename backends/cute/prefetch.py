@@ -14,11 +14,12 @@ from pypto_models.ir.types import TileType
 from ..gpu.scan import lets, sources, stores_in
 from ..gpu.tensors import aligned_pitch
 from ..gpu.timing import ARRIVED
+from .layouts import WARPS
 from .order import settled
 from .places import copy_call, padded_pitch, vectors
 from .scalars import DSL_TYPES
 from .text import BARRIER
-from .tiles import Shared
+from .tiles import Shared, Tile
 
 if TYPE_CHECKING:
     from .kernel import Kernel
@@ -38,55 +39,21 @@ class Staged:
     scalars: tuple[Stmt, ...]  # what the addresses need, in order
     stages: int
     places: dict[Var, Shared] = field(default_factory=dict)
+    warps: int = WARPS  # that share a slot
+    takers: int = 1  # that have rings of their own
+    first_trips: list[tuple[str, dict[Var, str]]] = field(default_factory=list)  # and what they looked up
+    started: bool = False
     slot: str = ""
     held: dict[Var, str] = field(default_factory=dict)  # elements that addresses need, read a trip early
 
     @staticmethod
     def plan(k: Kernel, s: For) -> Staged | None:
-        carried = {c.param for c in s.carried}
-        local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
-            st.var for st in s.body if isinstance(st, Bind)
-        }
-        written = [x for x in stores_in(s.body) if x not in k.views]
-        if written:  # through a view that is made inside: it may be of any tensor
+        found = run_ahead(k, s)
+        if found is None:
             return None
-        bases = {k.views[x].base for x in stores_in(s.body)}
-        ready: set[Expr] = {s.var}
-        scalars: list[Stmt] = []
-        loads: list[Let] = []
-
-        def known(st: Stmt) -> bool:
-            needs = {v for v in uses((st,)) if isinstance(v, Var)}
-            return not (needs & carried) and all(v in ready for v in needs & local)
-
-        for st in s.body:
-            if isinstance(st, Bind) and known(st):
-                scalars.append(st)
-                ready.add(st.var)
-            elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
-                scalars.append(st)
-                ready.add(st.result)
-            elif isinstance(st, Let) and st.op.name == "load" and known(st):
-                t = st.result.type
-                assert isinstance(t, TileType)
-                per = 16 // t.dtype.bytes
-                if (
-                    t.rank == 2
-                    and t.shape[1] % per == 0
-                    and k.uses[st.result]
-                    and runs_ahead(k, st, bases)
-                    and _staged_use(s.body, st.result)
-                ):
-                    loads.append(st)
-        if not loads:
-            return None
-        one = 0
-        for load in loads:
-            t = load.result.type
-            assert isinstance(t, TileType)
-            one += t.shape[0] * padded_pitch(t.shape[1], t.dtype) * t.dtype.bytes
-        stages = min(MOST_STAGES, k.room // one)
-        return Staged(tuple(loads), tuple(scalars), stages) if stages >= 2 else None
+        loads, scalars, size = found
+        stages = min(MOST_STAGES, k.room // size)
+        return Staged(loads, scalars, stages) if stages >= 2 else None
 
     def early(self, k: Kernel, s: For, later: set[Expr], written: list[Var]) -> bool:
         """Whether its first loads may begin now: before the wait, and before statements that define ``later``
@@ -114,10 +81,13 @@ class Staged:
                 place = self.places[load.result]
                 if tile.plain is None or not vectors(tile, place):
                     raise InternalError(f"the load of {load.result.name} cannot run ahead")
-                size = tile.shape[0] * place.pitch
-                k.text.line(copy_call(tile, place, f"{place.name} + {slot} * {size}"))
+                k.text.line(copy_call(tile, place, self.at(place, tile, slot), self.warps))
         k.text.line("cute.arch.cp_async_commit_group()")
         k.names = names
+
+    def at(self, place: Shared, tile: Tile, slot: str) -> str:
+        """Where a slot of the ring of a load begins."""
+        return f"{place.name} + {slot} * {tile.shape[0] * place.pitch}"
 
     def addresses(self, k: Kernel) -> None:
         """The scalars of the trip to begin, with the elements that an earlier trip has read for it."""
@@ -139,26 +109,45 @@ class Staged:
                 k.text.line(f"{name} = {k.names[v]}")
         k.names = names
 
+    def look_up(self, k: Kernel, s: For, bounds: list[str]) -> None:
+        """Read what the addresses of the first trips need, all at once."""
+        self.look(k, s, bounds[0], bounds[2], bounds[1], self.stages)
+
+    def look(self, k: Kernel, s: For, first: str, step: str, stop: str, trips: int) -> None:
+        """Trips ``first``, ``first`` + ``step``, ..: the last of them begins in the loop."""
+        for d in range(trips):
+            trip = k.text.let("ahead", f"{first} + {d} * {step}")
+            self.held = {}
+            for st in self.scalars:
+                if isinstance(st, Let):
+                    dtype = DSL_TYPES[st.result.type.dtype.name]  # type: ignore[union-attr]
+                    self.held[st.result] = k.text.let(f"{st.result.name}_ahead", f"{dtype}(0)")
+            if self.held:
+                self.read_ahead(k, s, trip, stop)
+            self.first_trips.append((trip, self.held))
+
     def prologue(self, k: Kernel, s: For, bounds: list[str]) -> None:
-        t = k.text
-        t.part()
+        """Begin the loads of the first trips."""
+        if not self.first_trips:
+            self.look_up(k, s, bounds)
+        self.started = True
+        k.text.part()
+        self.claim(k)
+        for d, (trip, held) in enumerate(self.first_trips[:-1]):
+            self.held = held
+            self.issue(k, s, trip, bounds[1], str(d))
+        self.held = self.first_trips[-1][1]
+        self.slot = k.text.let("slot", "Int32(0)")
+
+    def claim(self, k: Kernel) -> None:
+        """Shared memory for the ring of each load."""
         for load in self.loads:
             kind = load.result.type
             assert isinstance(kind, TileType)
-            self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, self.stages)
+            slots = self.stages * self.takers
+            self.places[load.result] = k.place(load.result.name, kind.shape, kind.dtype, slots)
             k.ring_bytes += k.buffers.sizes[self.places[load.result].name]
         k.stage_bytes = max(k.stage_bytes, k.ring_bytes // self.stages)
-        start, stop, step = bounds
-        for d in range(self.stages - 1):
-            ahead = t.let("ahead", f"{start} + {d} * {step}")
-            self.issue(k, s, ahead, stop, str(d))
-        self.slot = t.let("slot", "Int32(0)")
-        for st in self.scalars:
-            if isinstance(st, Let):
-                dtype = DSL_TYPES[st.result.type.dtype.name]  # type: ignore[union-attr]
-                self.held[st.result] = t.let(f"{st.result.name}_ahead", f"{dtype}(0)")
-        if self.held:
-            self.read_ahead(k, s, t.let("ahead", f"{start} + {self.stages - 1} * {step}"), stop)
 
     def enter(self, k: Kernel, s: For, var: str, bounds: list[str]) -> Block:
         """Wait for this iteration's tiles, begin those of a later one; gives the body without the loads."""
@@ -175,14 +164,18 @@ class Staged:
         self.issue(k, s, ahead, bounds[1], into)
         if self.held:
             self.read_ahead(k, s, t.let("ahead", f"{var} + {self.stages} * {bounds[2]}"), bounds[1])
+        return self.here(k, s, var)
+
+    def here(self, k: Kernel, s: For, var: str) -> Block:
+        """Names this trip's tiles; gives the rest of the loop's body."""
+        t = k.text
         k.names[s.var] = var
         k.block(self.scalars)
         for load in self.loads:
             k.handlers["load"](k, load)
             lazy = k.tiles[load.result]
             place = self.places[load.result]
-            size = lazy.shape[0] * place.pitch
-            here = t.let(f"{load.result.name}_now", f"{place.name} + {self.slot} * {size}")
+            here = t.let(f"{load.result.name}_now", self.at(place, lazy, self.slot))
             k.tiles[load.result] = k.from_shared(replace(place, name=here), lazy.shape, lazy.valid)
         done = {id(x) for x in (*self.scalars, *self.loads)}
         return tuple(x for x in s.body if id(x) not in done)
@@ -191,6 +184,53 @@ class Staged:
         k.text.line(f"{self.slot} = {self.slot} + 1")
         with k.text.nested(f"if {self.slot} == {self.stages}:"):
             k.text.line(f"{self.slot} = Int32(0)")
+
+
+def run_ahead(k: Kernel, s: For) -> tuple[tuple[Let, ...], tuple[Stmt, ...], int] | None:
+    """The loads of a loop that may run ahead of it, what their addresses need, and the bytes of a trip."""
+    carried = {c.param for c in s.carried}
+    local = {r for st in s.body if isinstance(st, Let) for r in st.results} | {
+        st.var for st in s.body if isinstance(st, Bind)
+    }
+    written = [x for x in stores_in(s.body) if x not in k.views]
+    if written:  # through a view that is made inside: it may be of any tensor
+        return None
+    bases = {k.views[x].base for x in stores_in(s.body)}
+    ready: set[Expr] = {s.var}
+    scalars: list[Stmt] = []
+    loads: list[Let] = []
+
+    def known(st: Stmt) -> bool:
+        needs = {v for v in uses((st,)) if isinstance(v, Var)}
+        return not (needs & carried) and all(v in ready for v in needs & local)
+
+    for st in s.body:
+        if isinstance(st, Bind) and known(st):
+            scalars.append(st)
+            ready.add(st.var)
+        elif isinstance(st, Let) and st.op.name == "read_tensor" and known(st):
+            scalars.append(st)
+            ready.add(st.result)
+        elif isinstance(st, Let) and st.op.name == "load" and known(st):
+            t = st.result.type
+            assert isinstance(t, TileType)
+            per = 16 // t.dtype.bytes
+            if (
+                t.rank == 2
+                and t.shape[1] % per == 0
+                and k.uses[st.result]
+                and runs_ahead(k, st, bases)
+                and _staged_use(s.body, st.result)
+            ):
+                loads.append(st)
+    if not loads:
+        return None
+    one = 0
+    for load in loads:
+        t = load.result.type
+        assert isinstance(t, TileType)
+        one += t.shape[0] * padded_pitch(t.shape[1], t.dtype) * t.dtype.bytes
+    return tuple(loads), tuple(scalars), one
 
 
 def runs_ahead(k: Kernel, load: Let, written: set[Var]) -> bool:

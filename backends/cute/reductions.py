@@ -17,6 +17,7 @@ from .rules import unsupported
 from .scalars import DSL_TYPES, literal
 from .text import BARRIER
 from .tiles import Tile, as_type
+from .turns import product
 
 
 def _reduce(k: Kernel, s: Let) -> None:
@@ -156,6 +157,10 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
         else:
             with t.nested(f"if {c[1]} < {x.valid[1]}:"):
                 t.line(f"{spot} = {combine(how, spot, f'Float32({x.value(t, c)})')}")
+    if layout.warps == 1:
+        with k.fragments(layout.rows_beside) as (i, _):
+            t.line(f"{own.registers}[{i}] = block.quad_{how}({own.registers}[{i}])")
+        return replace(own, valid=(x.valid[0], "1"))
     parts = t.unique(f"{name}_parts")
     k.buffers.add(parts, FP32, layout.rows * WARPS)
     t.part()
@@ -251,6 +256,10 @@ def _matmul(k: Kernel, s: Let) -> None:
         raise unsupported(s, f"a product of type {out.dtype}")
     begins = s.arg("init_cond") if accumulates else None  # where true, the sums start from zero
     anew = None if begins is None else f"Boolean({k.write(index(begins))})"  # type: ignore[arg-type]
+    layout = k.plan.of(s.result)
+    if isinstance(layout, Fragment) and layout.warps == 1:
+        k.tiles[s.result] = narrowed(product(k, s, layout), out.dtype)
+        return
     a, b = k.keep(s.arg("lhs")), k.keep(s.arg("rhs"))
     if s.arg("a_trans"):
         a = k.stored(turned(a), "turned")
@@ -260,7 +269,6 @@ def _matmul(k: Kernel, s: Let) -> None:
     assert a.shared is not None and b.shared is not None
     valid = k.static_valid(out, (a.valid[0], b.valid[0] if b_trans else b.valid[1]))
     pair = f"{a.shared.name}, {a.shared.pitch}, {b.shared.name}, {b.shared.pitch}, {b_trans}"
-    layout = k.plan.of(s.result)
     if layout is not None:
         start = "" if accumulates else "Float32(0.0)"
         sums = k.registers(s.result.name, FP32, out.shape, layout, start)

@@ -6,18 +6,21 @@ reach shared memory together.  The loops of a block begin their first loads wher
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING
 
 from pypto_models.ir.expr import Expr, Var
 from pypto_models.ir.nodes import Bind, Block, For, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import defs, uses
+from pypto_models.ir.types import TileType
 
-from ..gpu.scan import READS, VIEWS, stores_in
+from ..gpu.scan import READS, VIEWS, lets, stores_in
+from ..gpu.tensors import View
 from ..gpu.timing import WAITED
+from .layouts import POINTWISE
 from .order import AFTER, WAIT
 from .places import vectors
-from .prefetch import Staged
 from .text import BARRIER
 from .tiles import Tile
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .kernel import Kernel
 
 EARLY_BYTES = 1024  # of a tile that is brought to shared memory before the wait
+SOON_BYTES = 8192  # of one that is brought there behind it
+COMPOSED = POINTWISE | {"extract", "insert", "reshape", "transpose", "write_tile"}
 
 
 def ask(k: Kernel, var: Var, tile: Tile) -> None:
@@ -62,26 +67,38 @@ def wait_once(k: Kernel) -> None:
             k.stamp(WAITED)
 
 
-def start_rings(k: Kernel, body: Block) -> None:
-    """Before the wait: the first loads of a block's loops, where they need nothing that comes later."""
+def look_up_rings(k: Kernel, body: Block) -> None:
+    """Before the wait: the addresses of the first loads of a block's loops that need nothing later."""
     later: set[Expr] = set()
     written: list[Var] = []
     for s in body:
-        if isinstance(s, For) and s.kind is LoopKind.PIPELINE and id(s) not in k.rings:
-            ring = Staged.plan(k, s)
+        if isinstance(s, For) and id(s) not in k.rings:
+            ring = k.ring(s)
             if ring is not None and ring.early(k, s, later, written):
                 k.rings[id(s)] = ring
-                ring.prologue(k, s, k.bounds(s))
+                ring.look_up(k, s, k.bounds(s))
         later |= set(defs(s))
         written += stores_in((s,))
 
 
+def start_rings(k: Kernel, body: Block) -> None:
+    """Before the wait: the first loads of a block's loops."""
+    look_up_rings(k, body)
+    for s in body:
+        if isinstance(s, For) and id(s) in k.rings and not k.rings[id(s)].started:
+            k.rings[id(s)].prologue(k, s, k.bounds(s))
+
+
 def constants_first(k: Kernel, body: Block) -> Block:
-    """The statements of a block, those first that read what no kernel writes: they overlap the wait."""
+    """The statements of a block, those first that read what no kernel writes: they overlap the wait.  Behind
+    them come the tiles that are read often: their loads overlap each other.
+    """
     now: list[Stmt] = []
+    soon: list[Stmt] = []
     later: list[Stmt] = []
     undefined: set[Expr] = set()
     views = dict(k.views)
+    written = set(stores_in(body))
     for s in body:
         if isinstance(s, Let) and s.op.name in VIEWS and s.args[0] in views:
             views[s.result] = views[s.args[0]]  # of the same tensor
@@ -92,12 +109,45 @@ def constants_first(k: Kernel, body: Block) -> Block:
             and (s.op.name in VIEWS or views[s.args[0]].base in k.ahead.constants)
             and (s.op.name != "load" or k.ahead.tiles)
         )
-        if moves and not undefined & set(uses((s,))):
+        known = not undefined & set(uses((s,)))
+        if moves and known:
             now.append(s)
+        elif known and isinstance(s, Let) and often_read(k, s, body, written, views):
+            soon.append(s)
+            k.soon.add(s.result)
         else:
             later.append(s)
             undefined |= set(defs(s))
-    return (*now, *later)
+    now.sort(key=lambda s: isinstance(s, Let) and s.op.name == "load")  # tiles last: loops look up addresses
+    return (*now, *soon, *later)
+
+
+def often_read(k: Kernel, s: Let, body: Block, written: set[Var], views: dict[Var, View]) -> bool:
+    """Whether a statement loads a tile that fits shared memory well, and that several others compute with."""
+    kind = s.result.type if s.op.name == "load" else None
+    if not isinstance(kind, TileType) or kind.elements * kind.dtype.bytes > SOON_BYTES:
+        return False
+    base = views[s.args[0]].base if s.args[0] in views else None
+    apart = base is not None and all(w in views and not k.same(base, views[w].base) for w in written)
+    return apart and k.plan.of(s.result) is None and readers(body, s.result) > 1
+
+
+def readers(body: Block, tile: Var) -> int:
+    """How often the elements of a tile are asked for, through ops that only compose (tiles.py)."""
+    count: Counter[Var] = Counter({tile: 1})
+    out = 0
+    for x in lets(body):
+        taken = sum(count[a] for a in x.args if isinstance(a, Var))
+        if x.op.name in COMPOSED:
+            count.update(dict.fromkeys(x.results, taken))
+        else:
+            out += taken
+    return out
+
+
+def begins_apart(s: Stmt) -> bool:
+    """Whether a statement is a loop whose trips may begin before the wait: they carry nothing."""
+    return isinstance(s, For) and s.kind is LoopKind.RANGE and not s.carried
 
 
 def small(tile: Tile) -> bool:

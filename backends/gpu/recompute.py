@@ -1,8 +1,8 @@
 """A cheap region moves into the prologues of the regions that read what it makes.
 
 Each block of a reader works out again the one block of the producer that it needs: a launch less, and none
-to wait for.  Several blocks then write the same values to the same elements of the scratch tensor, and each
-reads what it has itself written.
+to wait for.  What it reads are then parts of tiles that it has.  Where a branch makes them, it reads what it
+has itself written: several blocks write the same values to the same elements of the scratch tensor.
 
 It needs a producer without products and loops that run ahead, which writes scratch tensors alone, each once:
 another block could see, or bring back, what came before the last value.  It needs readers behind it that are
@@ -20,6 +20,7 @@ from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, S
 from pypto_models.ir.rewrite import children, defs, inner_defs, uses, walk, with_children
 from pypto_models.ir.types import Dim, TensorType, TileType
 from pypto_models.language.effects import roots
+from pypto_models.ops import REGISTRY
 
 from .grouping import large, touched
 from .matching import Product, match
@@ -250,25 +251,74 @@ def together(p: Region, boxes: dict[Var, Box], c: Stmt, first: bool) -> Region |
         return None
     assert p.block is not None
     own = (Bind(p.block, block, p.span), *p.body)
-    body = inlined(c.body, frozenset(boxes), own if first else renamed(own), block)
-    return None if body is None else replace(c, body=body)
+    env = {s.var: s.value for s in walk(c.body) if isinstance(s, Bind)}
+    body = inlined(c.body, boxes, own if first else renamed(own), block, env)
+    return None if body is None else replace(c, body=unread(body, frozenset(boxes)))
 
 
-def inlined(body: Block, tensors: frozenset[Var], own: Block, block: Expr) -> Block | None:
+def inlined(
+    body: Block, boxes: dict[Var, Box], own: Block, block: Expr, env: dict[Var, Expr]
+) -> Block | None:
     """``body`` with ``own`` ahead of its first read of ``tensors``, as far inside of branches as possible, in
     each arm that reads; None if what ``block`` needs is not known there.
     """
-    reading = [i for i, s in enumerate(body) if not tensors.isdisjoint(uses((s,)))]
+    reading = [i for i, s in enumerate(body) if not boxes.keys().isdisjoint(uses((s,)))]
     if not reading:
         return body
     at = reading[0]
     s = body[at]
     if len(reading) == 1 and isinstance(s, If):
-        then, orelse = inlined(s.then, tensors, own, block), inlined(s.orelse, tensors, renamed(own), block)
+        then = inlined(s.then, boxes, own, block, env)
+        orelse = inlined(s.orelse, boxes, renamed(own), block, env)
         if then is None or orelse is None:
             return None
         return (*body[:at], replace(s, then=then, orelse=orelse), *body[at + 1 :])
     late = {v for x in walk(body[at:]) for v in (*defs(x), *inner_defs(x))}
     if not late.isdisjoint(free_vars(block)):
         return None
-    return (*body[:at], *own, *body[at:])
+    return (*body[:at], *own, *forwarded(own, body[at:], boxes, env))
+
+
+# ------------------------------------------------------------------------------------------------ forwarding
+def forwarded(own: Block, body: Block, boxes: dict[Var, Box], env: dict[Var, Expr]) -> Block:
+    """``body`` behind ``own``, with parts of the tiles that ``own`` stores in place of loads of them."""
+    stored = {s.arg("target"): s.arg("source") for s in own if isinstance(s, Let) and s.op.name == "store"}
+
+    def one(s: Stmt) -> Stmt:
+        if not isinstance(s, Let):
+            return with_children(s, tuple(tuple(map(one, inner)) for inner in children(s)))
+        tile = stored.get(s.args[0]) if s.op.name == "load" else None
+        if tile is None or s.arg("clamp"):
+            return s
+        box = boxes[s.args[0]]  # type: ignore[index]
+        axes = zip(offset(s), box.digits, box.steps, strict=True)
+        starts = tuple(start_in(x, d, step, env) for x, d, step in axes)
+        _, shape, _, *rest = s.args
+        return replace(s, op=REGISTRY["extract"], args=(tile, shape, starts, *rest))
+
+    return tuple(map(one, body))
+
+
+def start_in(x: Expr, d: Digit | None, step: int, env: dict[Var, Expr]) -> Expr:
+    """Where on an axis a load at ``x`` begins in the box of the block that it reads from: see ``needed``."""
+    if d is None:
+        return x
+    found = resolved(x, env)
+    if quotient(found, step) is not None:
+        return index(0)
+    assert isinstance(found, Binary)
+    return found.rhs
+
+
+def unread(body: Block, tensors: frozenset[Var]) -> Block:
+    """``body`` without its stores to those of the tensors that it does not read."""
+    read = {s.args[0] for s in walk(body) if isinstance(s, Let) and s.op.name == "load"}
+
+    def kept(block: Block) -> Block:
+        return tuple(
+            with_children(s, tuple(map(kept, children(s))))
+            for s in block
+            if not (isinstance(s, Let) and s.op.name == "store" and s.args[0] in tensors - read)
+        )
+
+    return kept(body)

@@ -1,6 +1,6 @@
 """The blocks of a decoder with full attention, each as a kernel of its own.
 
-    pypto-models check models/common/block_kernels.py
+pypto-models check models/common/block_kernels.py
 """
 
 from __future__ import annotations
@@ -73,17 +73,13 @@ def rope_block(
     k_norm: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     positions: pl.Tensor[[TOKENS], pl.INT32],
     slot_mapping: pl.Tensor[[TOKENS], pl.INT32],
-    cu_q: pl.Tensor[[BATCH_ENDS], pl.INT32],
-    ctx: pl.Tensor[[BATCH], pl.INT32],
     rope_cos: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
     rope_sin: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
     k_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
     v_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
 ):
-    q, k_new, v_new = rope(
-        qkv, q_norm, k_norm, positions, slot_mapping, cu_q, ctx, rope_cos, rope_sin, q, k_new, v_new
-    )
+    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, slot_mapping, rope_cos, rope_sin, q, k_new, v_new)
 
 
 @pl.jit

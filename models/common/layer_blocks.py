@@ -56,17 +56,17 @@ def by_head(q: torch.Tensor, c: DecoderConfig) -> torch.Tensor:
 
 
 def rope(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """Per-head norms and RoPE."""
-    live = _live(v, c)
-    heads = p.rnd(v["qkv"][live].to(p.compute)).view(len(live), -1, c.head_dim)
+    """Per-head norms and RoPE of every row; one without a slot is turned by the angles of position 0."""
+    rows = len(v["qkv"])
+    heads = p.rnd(v["qkv"].to(p.compute)).view(rows, -1, c.head_dim)
     _, q, k, new_v = heads.split([c.gate_heads, c.q_heads, c.kv_heads, c.kv_heads], dim=1)
-    at = v["positions"][live].long()
+    at = torch.where(v["slot_mapping"] < 0, 0, v["positions"]).long()
     cos, sin = v["rope_cos"][at], v["rope_sin"][at]
     q = eq.norm_rope(q, v["q_norm"], cos, sin, c.eps, p, gemma=c.gemma_norm)
-    by_head(v["q"], c)[live] = q.view(len(live), c.kv_heads, c.group, c.head_dim).to(v["q"].dtype)
+    by_head(v["q"], c).copy_(q.view(rows, c.kv_heads, c.group, c.head_dim))
     k = eq.norm_rope(k, v["k_norm"], cos, sin, c.eps, p, gemma=c.gemma_norm)
     for name, new in zip(NEW, (k, new_v), strict=True):
-        v[name].transpose(0, 1)[live] = new.to(v[name].dtype)
+        v[name].transpose(0, 1).copy_(new)
 
 
 def attention(v: Tensors, c: DecoderConfig, p: Precision) -> None:

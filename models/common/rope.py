@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pypto_models.language as pl
 from models.common.norm import rms_norm_rows, rounded
-from models.common.rows import sequence_of
 from models.common.sizes import (
     DTYPE,
     GATE_HEADS,
@@ -50,19 +49,17 @@ def rope(
     k_weight: pl.Tensor,
     positions: pl.Tensor,
     slot_mapping: pl.Tensor,
-    cu_q: pl.Tensor,
-    ctx: pl.Tensor,
     rope_cos: pl.Tensor,
     rope_sin: pl.Tensor,
     q: pl.Tensor,
     k_new: pl.Tensor,
     v_new: pl.Tensor,
 ):
-    """Norm and rotate the q and k heads of every live row, and round v.
+    """Norm and rotate the q and k heads of every row, and round v; zero rows become zero rows.
 
     `qkv` [T, (G + Q + 2 KV) D] fp32 with G gate heads first, which are left alone.  `q` [KV, T GROUP, D] has
     row t GROUP + g of each KV head: what the rows of a sequence ask of one KV head is one tile.  `k_new` and
-    `v_new` [KV, T, D] are what the step adds to the caches.  Dead rows write nothing.
+    `v_new` [KV, T, D] are what the step adds to the caches.
     """
     rows = pl.tensor.dim(qkv, 0)
     row_heads = GATE_HEADS + Q_HEADS + 2 * KV_HEADS
@@ -71,25 +68,26 @@ def rope(
     for item in pl.spmd(rows * KV_HEADS, name_hint="rope"):
         t = item // KV_HEADS
         h = item % KV_HEADS
-        if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:
-            position = pl.cast(pl.read(positions, [t]), pl.INDEX)
-            half_cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
-            half_sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
-            cos = side_by_side(half_cos, half_cos)
-            sin = side_by_side(half_sin, half_sin)
+        # A dead row, which has no slot, holds zeros: they stay zeros at any position
+        alive = pl.min(pl.max(pl.cast(pl.read(slot_mapping, [t]), pl.INDEX) + 1, 0), 1)
+        position = pl.cast(pl.read(positions, [t]), pl.INDEX) * alive
+        half_cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
+        half_sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
+        cos = side_by_side(half_cos, half_cos)
+        sin = side_by_side(half_sin, half_sin)
 
-            first = t * row_heads + GATE_HEADS
-            q_first = first + h * GROUP
-            q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])
-            q_turned = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
-            group = pl.reshape(pl.slice(q_turned, [GROUP, HEAD_DIM], [0, 0]), [1, GROUP, HEAD_DIM])
-            pl.assemble(q, group, [h, t * GROUP, 0])
+        first = t * row_heads + GATE_HEADS
+        q_first = first + h * GROUP
+        q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])
+        q_turned = norm_rotate(rounded(pl.fillpad(q_heads)), q_weight, cos, sin)
+        group = pl.reshape(pl.slice(q_turned, [GROUP, HEAD_DIM], [0, 0]), [1, GROUP, HEAD_DIM])
+        pl.assemble(q, group, [h, t * GROUP, 0])
 
-            k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])
-            k_turned = norm_rotate(rounded(pl.fillpad(k_head)), k_weight, cos, sin)
-            key = pl.reshape(pl.slice(k_turned, [1, HEAD_DIM], [0, 0]), [1, 1, HEAD_DIM])
-            pl.assemble(k_new, key, [h, t, 0])
-            v_head = pl.slice(heads, [1, HEAD_DIM], [first + Q_HEADS + KV_HEADS + h, 0])
-            value = pl.cast(v_head, DTYPE, mode="rint")
-            pl.assemble(v_new, pl.reshape(value, [1, 1, HEAD_DIM]), [h, t, 0])
+        k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])
+        k_turned = norm_rotate(rounded(pl.fillpad(k_head)), k_weight, cos, sin)
+        key = pl.reshape(pl.slice(k_turned, [1, HEAD_DIM], [0, 0]), [1, 1, HEAD_DIM])
+        pl.assemble(k_new, key, [h, t, 0])
+        v_head = pl.slice(heads, [1, HEAD_DIM], [first + Q_HEADS + KV_HEADS + h, 0])
+        value = pl.cast(v_head, DTYPE, mode="rint")
+        pl.assemble(v_new, pl.reshape(value, [1, 1, HEAD_DIM]), [h, t, 0])
     return q, k_new, v_new

@@ -136,6 +136,14 @@ def load_matrix_4(pointer: cute.Pointer) -> Any:
     )
 
 
+def load_matrix_4_trans(pointer: cute.Pointer) -> Any:
+    return cute.arch.inline_ptx(
+        "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{$w0}, {$w1}, {$w2}, {$w3}}, [{$r0}];",
+        write_only_types=[Int32] * 4,
+        read_only_args=[Int32(pointer.toint())],
+    )
+
+
 def load_matrix_2(pointer: cute.Pointer) -> Any:
     return cute.arch.inline_ptx(
         "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{$w0}, {$w1}}, [{$r0}];",
@@ -198,15 +206,20 @@ def scalar_product(
 def copy_rows(
     source: cute.Pointer, source_pitch: Any, to: cute.Pointer, to_pitch: cutlass.Constexpr,
     rows: Any, tile_rows: cutlass.Constexpr, columns: cutlass.Constexpr, vector: cutlass.Constexpr,
+    warps: cutlass.Constexpr = WARPS,
 ):  # fmt: skip
     """Begin to copy ``rows`` rows of global memory into a tile in 16-byte pieces; the others become zero.
 
-    The caller commits the group and waits for it.
+    The ``warps`` of the block do it together, or one warp alone.  The caller commits the group and waits for
+    it.
     """
     tid, _, _ = cute.arch.thread_idx()
+    if cutlass.const_expr(warps == 1):
+        tid = cute.arch.lane_idx()
+    threads = 32 * warps
     pieces = columns // vector
-    if cutlass.const_expr(THREADS % pieces == 0):  # a thread copies the same piece of every ``per``-th row
-        per = THREADS // pieces
+    if cutlass.const_expr(threads % pieces == 0):  # a thread copies the same piece of every ``per``-th row
+        per = threads // pieces
         own = tid // pieces
         at = tid % pieces * vector
         here = source + (Int64(own) * source_pitch + at)
@@ -221,8 +234,8 @@ def copy_rows(
             elif own + n * per < tile_rows:
                 copy_16(here + n * per * source_pitch, there + n * per * to_pitch, live)
     else:
-        for n in cutlass.range_constexpr(-(-tile_rows * pieces // THREADS)):
-            piece = tid + n * THREADS
+        for n in cutlass.range_constexpr(-(-tile_rows * pieces // threads)):
+            piece = tid + n * threads
             if piece < tile_rows * pieces:
                 row = piece // pieces
                 at = piece % pieces * vector

@@ -161,8 +161,10 @@ def test_what_prologues_write_is_known() -> None:
     assert recomputed(parsed(MAKE.replace("(t", "(z"), TAKE.replace("(t", "(z")))[1] == frozenset()
 
 
-def stores(body: tuple[object, ...]) -> list[str]:
-    return [s.arg("target").name for s in walk(body) if isinstance(s, Let) and s.op.name == "store"]  # type: ignore[arg-type, union-attr]
+def steps(body: tuple[object, ...]) -> list[str]:
+    """The tensors that a body stores to, and t where it works that out."""
+    named = {"store": lambda s: s.arg("target").name, "neg": lambda s: "t"}
+    return [named[s.op.name](s) for s in walk(body) if isinstance(s, Let) and s.op.name in named]  # type: ignore[arg-type]
 
 
 def test_it_moves_into_the_arm_that_reads() -> None:
@@ -172,7 +174,7 @@ def test_it_moves_into_the_arm_that_reads() -> None:
     function = parsed(MAKE, take)
     other, _ = recomputed(function)
     (branch,) = (s for s in region(other, "take").body if isinstance(s, If))
-    assert (stores(branch.then), stores(branch.orelse)) == (["y"], ["t", "y"])
+    assert (steps(branch.then), steps(branch.orelse)) == (["y"], ["t", "y"])
     check_values(function, other)
 
 
@@ -183,7 +185,7 @@ def test_it_moves_into_both_arms_that_read() -> None:
     function = parsed(MAKE, take)
     other, _ = recomputed(function)
     (branch,) = (s for s in region(other, "take").body if isinstance(s, If))
-    assert stores(branch.then) == stores(branch.orelse) == ["t", "y"]
+    assert steps(branch.then) == steps(branch.orelse) == ["t", "y"]
     verify(other)
     check_values(function, other)
 
@@ -192,7 +194,7 @@ def test_it_moves_ahead_of_a_branch_and_a_read_behind_it() -> None:
     take = grid("take", inside(POSITIVE, put("y", rows("t"))), put("z", rows("t")))
     function = parsed(MAKE, take)
     other, _ = recomputed(function)
-    assert stores(region(other, "take").body) == ["t", "y", "z"]
+    assert steps(region(other, "take").body) == ["t", "y", "z"]
     check_values(function, other)
 
 
