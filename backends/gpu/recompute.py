@@ -8,7 +8,8 @@ It needs a producer without products and loops that run ahead, which writes scra
 another block could see, or bring back, what came before the last value.  It needs readers behind it that are
 no streamed products, in the same block of the program; nothing up to the last of them, and no reader either,
 that writes what the producer reads; and every read of a region to lie in the elements of one block of the
-producer, the same one for all reads.
+producer, the same one for all reads, or for all in a trip of a loop of run-time length, such as that over the
+sequences of which a block has a part.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pypto_models.ir.expr import Binary, Const, Expr, Var, binary, free_vars, index, substitute
-from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, Region, Stmt
+from pypto_models.ir.nodes import Bind, Block, For, Function, If, Let, LoopKind, Region, Stmt
 from pypto_models.ir.rewrite import children, defs, inner_defs, uses, walk, with_children
 from pypto_models.ir.types import Dim, TensorType, TileType
 from pypto_models.language.effects import roots
@@ -259,8 +260,9 @@ def together(p: Region, boxes: dict[Var, Box], c: Stmt, first: bool) -> Region |
 def inlined(
     body: Block, boxes: dict[Var, Box], own: Block, block: Expr, env: dict[Var, Expr]
 ) -> Block | None:
-    """``body`` with ``own`` ahead of its first read of ``tensors``, as far inside of branches as possible, in
-    each arm that reads; None if what ``block`` needs is not known there.
+    """``body`` with ``own`` ahead of its first read of the tensors: as far inside of branches as possible, in
+    each arm that reads, and inside of a loop if only its trips know what ``block`` needs.  None if that is
+    not known where it would stand.
     """
     reading = [i for i, s in enumerate(body) if not boxes.keys().isdisjoint(uses((s,)))]
     if not reading:
@@ -275,8 +277,19 @@ def inlined(
         return (*body[:at], replace(s, then=then, orelse=orelse), *body[at + 1 :])
     late = {v for x in walk(body[at:]) for v in (*defs(x), *inner_defs(x))}
     if not late.isdisjoint(free_vars(block)):
-        return None
+        if not isinstance(s, For) or not repeats(s):
+            return None
+        inner = inlined(s.body, boxes, own, block, env)
+        return None if inner is None else (*body[:at], replace(s, body=inner), *body[at + 1 :])
     return (*body[:at], *own, *forwarded(own, body[at:], boxes, env))
+
+
+def repeats(s: For) -> bool:
+    """Whether the trips of a loop may do in turn what blocks of the producer do side by side: they are not
+    known to be several, and no loads run ahead of them.
+    """
+    constant = all(isinstance(x, Const) for x in (s.start, s.stop, s.step))
+    return s.kind is LoopKind.RANGE and not constant
 
 
 # ------------------------------------------------------------------------------------------------ forwarding

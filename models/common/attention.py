@@ -1,17 +1,18 @@
-"""Decode attention over a paged KV cache, split along the context (Flash-Decoding).
+"""Decode attention over a paged KV cache, split along the context (Flash-Decoding) into equal shares.
 
-The context of every sequence is cut into runs of `run_pages` pages.  A work item is one run of one KV head;
-the items of all sequences form one flat grid, and `run_pages` is chosen at run time so that they fill the
-cores at batch 1 as at batch 16.  A small region before it writes down which run belongs to whom.  A run keeps
-an online softmax (Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with
-more, each run leaves a partial (maximum, sum, accumulator) to merge.  A block of the merge takes one head of
-one row and many runs at once, so that a single sequence fills the cores there too.  Where a sequence may have
-several rows, the merge also brings them from one tile into token order.
+The pages of all live sequences form one list, cut into TARGET_RUNS equal shares wherever a sequence ends.
+A work item is one share for one KV head: a fixed grid fills the cores evenly at batch 1 as at batch 16, with
+ragged contexts as with equal ones.  The part of a share that one sequence owns is a run, and an item takes
+the runs of its share in turn; a small region before it writes them down.  A run keeps an online softmax
+(Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with more, each run
+leaves a partial (maximum, sum, accumulator) to merge.  A block of the merge takes one head of one row and
+many runs at once, so that a single sequence fills the cores there too.  Where a sequence may have several
+rows, the merge also brings them from one tile into token order.
 
-All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per run and
-head, not once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.  The last n of a sequence
-are the step's own: its last run takes them from where they were made, so that no page waits for what this
-step adds to the caches, which the first run of a sequence does at its end.
+All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per head, not
+once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.  The last n of a sequence are the
+step's own: its last run takes them from where they were made, so that no page waits for what this step adds
+to the caches, which the first run of a sequence does at its end.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ def pages_of(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, c
 
 
 @pl.jit.inline
-def pages_per_run(slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
-    """Length of a run such that the live sequences give about TARGET_RUNS runs together."""
+def pages_per_share(slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
+    """Length of a share such that TARGET_RUNS shares hold the pages of all live sequences."""
     pages = 0
     for s in pl.range(pl.tensor.dim(ctx, 0)):
         pages = pages + pages_of(s, slot_mapping, cu_q, ctx)
@@ -59,15 +60,9 @@ def pages_per_run(slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
 
 
 @pl.jit.inline
-def runs_of(
-    s: pl.Scalar[pl.INDEX],
-    run_pages: pl.Scalar[pl.INDEX],
-    slot_mapping: pl.Tensor,
-    cu_q: pl.Tensor,
-    ctx: pl.Tensor,
-):
-    """Runs of sequence `s`."""
-    return (pages_of(s, slot_mapping, cu_q, ctx) + run_pages - 1) // run_pages
+def runs_of(page: pl.Scalar[pl.INDEX], pages: pl.Scalar[pl.INDEX], share_pages: pl.Scalar[pl.INDEX]):
+    """Shares that hold pages [page, page + pages) of the list, a run of these in each; 0 without pages."""
+    return pl.min(pages, (page % share_pages + pages + share_pages - 1) // share_pages)
 
 
 @pl.jit.inline
@@ -275,40 +270,57 @@ def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor,
 
 @pl.jit.inline
 def plan_runs(
-    slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor, run_table: pl.Tensor, row_table: pl.Tensor
+    slot_mapping: pl.Tensor,
+    cu_q: pl.Tensor,
+    ctx: pl.Tensor,
+    share_table: pl.Tensor,
+    run_table: pl.Tensor,
+    row_table: pl.Tensor,
 ):
-    """Who works on what, so that the blocks to come find it in one row of a table.
+    """Who works on what, so that the blocks to come find it in tables.
 
+    `share_table` [TARGET_RUNS + 1, 1] = first run of each share, whose last is before that of the next;
     `run_table` [B + TARGET_RUNS or T, 6] = (sequence, first page, end page, tokens, first row, rows) of each
-    run, without pages behind the last; `row_table` [T, 3] = (first run, runs, row of its sequence) of each
-    row, zeros if it is dead.  A block writes a row of each, which it finds in a walk over the sequences.
+    run; `row_table` [T, 3] = (first run, runs, row of its sequence) of each row, zeros if it is dead.  A
+    block writes a row of each, which it finds in a walk over the sequences.
     """
     batch = pl.tensor.dim(ctx, 0)
     rows = pl.tensor.dim(slot_mapping, 0)
     for i in pl.spmd(pl.tensor.dim(run_table, 0), name_hint="attention_runs"):
-        run_pages = pages_per_run(slot_mapping, cu_q, ctx)
+        share_pages = pages_per_share(slot_mapping, cu_q, ctx)
         row_owner = sequence_of(i, slot_mapping, cu_q, ctx)
-        run_owner = 0
-        run_first = 0  # the owner's first run
+        share_run = 0  # the first run of share i
+        run_owner = 0  # the sequence of run i
+        run_share = 0
+        run_page = 0  # the owner's first page in the list of all
         row_first = 0
         row_runs = 0
         j = 0
         before = 0
+        page = 0
         for s in pl.range(batch):
-            runs = runs_of(s, run_pages, slot_mapping, cu_q, ctx)
+            pages = pages_of(s, slot_mapping, cu_q, ctx)
+            runs = runs_of(page, pages, share_pages)
             first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+            # The last sequence that begins where the share does or before holds its first page, if it has one
+            if page <= i * share_pages:
+                share_run = before + pl.min(i - page // share_pages, runs)
             if before <= i:  # the last one: a sequence without runs is followed by the owner, or by no run
                 run_owner = s
-                run_first = before
+                run_share = page // share_pages + i - before
+                run_page = page
             if s == row_owner:
                 row_first = before
                 row_runs = runs
                 j = i - first
             before = before + runs
+            page = page + pages
         tokens = context_of(run_owner, slot_mapping, cu_q, ctx)
-        begin = (i - run_first) * run_pages
-        end = pl.min(begin + run_pages, (tokens + PAGE - 1) // PAGE)
+        begin = pl.max(run_share * share_pages - run_page, 0)
+        end = pl.min((run_share + 1) * share_pages - run_page, (tokens + PAGE - 1) // PAGE)
         count = query_rows(run_owner, slot_mapping, cu_q, ctx)
+        if i <= TARGET_RUNS:
+            pl.write(share_table, [i, 0], pl.cast(share_run, pl.INT32))
         pl.write(run_table, [i, 0], pl.cast(run_owner, pl.INT32))
         pl.write(run_table, [i, 1], pl.cast(begin, pl.INT32))
         pl.write(run_table, [i, 2], pl.cast(end, pl.INT32))
@@ -319,7 +331,7 @@ def plan_runs(
             pl.write(row_table, [i, 0], pl.cast(row_first, pl.INT32))
             pl.write(row_table, [i, 1], pl.cast(row_runs, pl.INT32))
             pl.write(row_table, [i, 2], pl.cast(j, pl.INT32))
-    return run_table, row_table
+    return share_table, run_table, row_table
 
 
 @pl.jit.inline
@@ -349,35 +361,36 @@ def attention(
     rows = pl.tensor.dim(out, 0)
     batch = pl.tensor.dim(ctx, 0)
     heads_out = pl.reshape(out, [rows * Q_HEADS, HEAD_DIM])
-    slots = (MAX_BATCH + TARGET_RUNS) * KV_HEADS  # a partial per run and KV head, at most
+    slots = (MAX_BATCH + TARGET_RUNS - 1) * KV_HEADS  # a partial per run and KV head, at most
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_sum = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_acc = pl.create_tensor([slots * GROUP_ROWS, HEAD_DIM], pl.FP32)
+    share_table = pl.create_tensor([TARGET_RUNS + 1, 1], pl.INT32)
     run_table = pl.create_tensor([pl.max(batch + TARGET_RUNS, rows), 6], pl.INT32)
     row_table = pl.create_tensor([rows, 3], pl.INT32)
-    run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, run_table, row_table)
+    share_table, run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, share_table, run_table, row_table)
 
     for item in pl.spmd(
-        (batch + TARGET_RUNS) * KV_HEADS,
+        TARGET_RUNS * KV_HEADS,
         name_hint="attention",
         optimizations=[pl.split(pl.SplitMode.UP_DOWN)],
     ):
-        run = item // KV_HEADS
+        share = item // KV_HEADS
         head = item % KV_HEADS
-        seq = entry(run_table, run, 0)
-        begin = entry(run_table, run, 1)
-        end = entry(run_table, run, 2)
-        tokens = entry(run_table, run, 3)
-        first = entry(run_table, run, 4)
-        if SPAN > 1:
-            count = entry(run_table, run, 5)
-        else:
-            count = 1
-        if begin < end:
+        for run in pl.range(entry(share_table, share, 0), entry(share_table, share + 1, 0)):
+            seq = entry(run_table, run, 0)
+            begin = entry(run_table, run, 1)
+            end = entry(run_table, run, 2)
+            tokens = entry(run_table, run, 3)
+            first = entry(run_table, run, 4)
+            if SPAN > 1:
+                count = entry(run_table, run, 5)
+            else:
+                count = 1
             m, total, acc = attend_run(
                 q, k_new, v_new, k_cache, v_cache, block_table, seq, first, count, head, begin, end, tokens
             )
-            place = item * GROUP_ROWS
+            place = (run * KV_HEADS + head) * GROUP_ROWS
             if SPAN == 1:
                 if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
                     done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")

@@ -220,7 +220,7 @@ def _random_step(config: DecoderConfig, seed: int, span: int) -> Step:
 
 # ------------------------------------------------------------------------------------------------ reasons
 _FIRST = "the first page, or run, multiplies it by exp(LOWEST - m), which is 0"
-_SHARING = "the length of a run decides only how the work is shared"
+_SHARING = "the length of a share decides only how the work is shared"
 _ALIVE = "where the sequence was found alive before, this test cannot come out differently"
 _SPARE = "a row beyond the heads is computed on its own and never stored"
 _UNREAD = "q, K and V that RoPE leaves on a dead row are read by nobody"
@@ -237,13 +237,13 @@ ATTENTION_REASONS = {
     "if pl.read(ctx, [s]) > 0:": _ALIVE,
     "if first < end and slot >= 0:": _ALIVE,
     "slot = pl.read(slot_mapping, [pl.min(first, pl.tensor.dim(slot_mapping, 0) - 1)])": _ALIVE,
-    "run_pages = pages_per_run(slot_mapping, cu_q, ctx)": _SHARING,
+    "share_pages = pages_per_share(slot_mapping, cu_q, ctx)": _SHARING,
     "pages = pages + pages_of(s, slot_mapping, cu_q, ctx)": _SHARING,
     "count = pl.min(rows_of(s, slot_mapping, cu_q, ctx), SPAN)": _SPAN,
     "live = live + 1": _UNREAD,
     "if pl.read(slot_mapping, [t]) >= 0 and first + live == t:": _UNREAD,
     "if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):": _UNREAD,
-    "if begin < end:": "a run without pages leaves a partial that nobody reads",
+    "if page <= i * share_pages:": "what begins with a share is the run behind the last of the one before",
     "if j < count:": "a sequence with a run has a row",
     "return pl.mul(pl.row_expand_sub(columns, limit), -STEEP)": "any slope far above the scores hides",
     "elif j < SPAN and (SPAN > 1 or runs > 1):": _SPAN,
@@ -256,7 +256,7 @@ ATTENTION_REASONS = {
     "acc = pl.full([height, columns], pl.FP32, 0.0)": _FIRST,
     "q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])": _SPARE,
     "k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])": _SPARE,
-    "end = pl.min(begin + run_pages, (tokens + PAGE - 1) // PAGE)": (
+    "end = pl.min((run_share + 1) * share_pages - run_page, (tokens + PAGE - 1) // PAGE)": (
         "the number of tokens bounds the last page as well"
     ),
     "row = (page * KV_HEADS + head) * PAGE + p % per_page * KV_TILE": "at this size a page is one tile",

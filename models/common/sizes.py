@@ -37,5 +37,5 @@ GROUP_ROWS = 16  # SPAN * GROUP, padded to a legal matmul height
 V_TILE = 64  # columns of a recurrent state that one block owns
 
 # --- attention
-TARGET_RUNS = 4  # runs per KV head that fill the cores
+TARGET_RUNS = 4  # equal shares of all pages, each an item per KV head, that fill the cores
 KV_TILE = 16  # tokens of K and V that one step of a run takes: a divisor of PAGE

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import pypto_models.language as pl
 from models.common import projection, sizes, tiling
-from models.common.attention import attention, pages_per_run, runs_of
+from models.common.attention import attention
 from models.common.norm import apply_final_norm, apply_post_norm
 from models.common.projection import (
     project_down,
@@ -59,15 +59,12 @@ def layout_entry(
     ctx: pl.Tensor[[B], pl.INT32],
     sequences: pl.Out[pl.Tensor[[T], pl.INT32]],
     contexts: pl.Out[pl.Tensor[[B], pl.INT32]],
-    runs: pl.Out[pl.Tensor[[B], pl.INT32]],
 ):
     with pl.at(level=pl.Level.CORE_GROUP, name_hint="layout"):
         for t in pl.range(pl.tensor.dim(slot_mapping, 0)):
             pl.write(sequences, [t], pl.cast(sequence_of(t, slot_mapping, cu_q, ctx), pl.INT32))
-        run_pages = pages_per_run(slot_mapping, cu_q, ctx)
         for s in pl.range(pl.tensor.dim(ctx, 0)):
             pl.write(contexts, [s], pl.cast(context_of(s, slot_mapping, cu_q, ctx), pl.INT32))
-            pl.write(runs, [s], pl.cast(runs_of(s, run_pages, slot_mapping, cu_q, ctx), pl.INT32))
 
 
 @pl.jit
@@ -206,7 +203,7 @@ def ints(*values: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------------------
-# Which rows are live, and how contexts become runs
+# Which rows are live
 
 
 @st.composite
@@ -221,12 +218,11 @@ def layouts(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
 
 
 @settings(max_examples=60)
-@given(layouts(), st.sampled_from([1, 4, 33]))
-def test_rows_contexts_and_runs(layout: tuple[list[int], list[int], list[int]], target_runs: int) -> None:
+@given(layouts())
+def test_rows_and_contexts(layout: tuple[list[int], list[int], list[int]]) -> None:
     slots, cu_q, ctx = layout
-    sequences, contexts, runs = (torch.empty(n, dtype=torch.int32) for n in (len(slots), len(ctx), len(ctx)))
-    program = entry("layout_entry", TARGET_RUNS=target_runs)
-    program(ints(*slots), ints(*cu_q), ints(*ctx), sequences, contexts, runs)
+    sequences, contexts = (torch.empty(n, dtype=torch.int32) for n in (len(slots), len(ctx)))
+    entry("layout_entry")(ints(*slots), ints(*cu_q), ints(*ctx), sequences, contexts)
 
     def live(s: int) -> bool:
         return cu_q[s] < cu_q[s + 1] and ctx[s] > 0 and slots[cu_q[s]] >= 0
@@ -235,10 +231,6 @@ def test_rows_contexts_and_runs(layout: tuple[list[int], list[int], list[int]], 
     assert sequences.tolist() == [owner.get(t, -1) for t in range(len(slots))]
     lengths = [n if live(s) else 0 for s, n in enumerate(ctx)]
     assert contexts.tolist() == lengths
-    pages = [math.ceil(n / PAGE) for n in lengths]
-    longest = max(1, math.ceil(sum(pages) / target_runs))
-    assert runs.tolist() == [math.ceil(p / longest) for p in pages]
-    assert sum(runs.tolist()) <= len(ctx) + target_runs  # the grid of attention
 
 
 def test_enter_zeroes_dead_rows_without_reading_them() -> None:
@@ -319,8 +311,10 @@ def test_rope() -> None:
 # Attention
 
 
-def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages.
+def paged_attention(
+    lengths: list[int], scale_q: float, target_runs: int, seed: int, dead: tuple[int, ...] = ()
+) -> tuple[Tensor, Tensor]:
+    """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages; zeros for dead ones.
 
     The last token of each is the step's own: the block must bring it to its slot, where NaN is.
     """
@@ -346,8 +340,10 @@ def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: 
             q[s, None, :, None].double(), kv[0, None].double(), kv[1, None].double(),
             scale=sizes.SCALE, enable_gqa=True,
         )[0, :, 0]  # fmt: skip
+    for s in dead:
+        slots[s], q[s], new[:, :, s], expected[s] = -1, torch.nan, torch.nan, 0.0
     given = [pool.clone() for pool in pools]
-    for pool, slot in itertools.product(given, slots):
+    for pool, slot in itertools.product(given, (x for x in slots if x >= 0)):
         pool[slot // PAGE, :, slot % PAGE] = torch.nan
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
     entry("attention_entry", TARGET_RUNS=target_runs)(
@@ -359,15 +355,25 @@ def paged_attention(lengths: list[int], scale_q: float, target_runs: int, seed: 
     return out.view_as(expected), expected
 
 
-@pytest.mark.parametrize("target_runs", [1, TARGET_RUNS, 64])
+@pytest.mark.parametrize("target_runs", [1, 3, TARGET_RUNS, 64])
 @pytest.mark.parametrize(
     "lengths",
-    [[1], [PAGE], [200], [5, 64, 1, 65, 16], [130] * 16],
+    [[1], [PAGE], [200], [5, 64, 1, 65, 16], [1, 2, PAGE, 3, 150, 2 * PAGE, 7], [130] * 16, [PAGE] * 16],
     ids=lambda lengths: f"{len(lengths)}x{lengths[0]}",
 )
 def test_attention(lengths: list[int], target_runs: int) -> None:
     actual, expected = paged_attention(lengths, 1.0, target_runs, seed=1)
     close(actual, expected, 3e-6)
+
+
+@pytest.mark.parametrize("target_runs", [1, 3, 64])
+@pytest.mark.parametrize("dead", [(0,), (1, 2), (3, 6), (0, 1, 2, 4, 5, 6), tuple(range(7))], ids=str)
+def test_attention_with_dead_sequences(dead: tuple[int, ...], target_runs: int) -> None:
+    """They have pages, of which none is counted or read."""
+    lengths = [40, 2, PAGE, 90, 1, 2 * PAGE, 7]
+    actual, expected = paged_attention(lengths, 1.0, target_runs, seed=3, dead=dead)
+    close(actual, expected, 3e-6)
+    assert not actual[list(dead)].any()
 
 
 @pytest.mark.parametrize("target_runs", [1, 64])

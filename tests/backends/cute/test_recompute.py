@@ -14,7 +14,7 @@ from backends.gpu.recompute import recomputed
 from backends.gpu.unroll import unrolled
 from backends.sim.machine import Machine
 from pypto_models.compile import lower_function
-from pypto_models.ir.nodes import Function, If, Let, Region
+from pypto_models.ir.nodes import For, Function, If, Let, Region
 from pypto_models.ir.rewrite import defs, inner_defs, walk
 from pypto_models.ir.verify import verify
 from pypto_models.target import load_target
@@ -104,6 +104,7 @@ MAKE = grid("make", put("t", f"pl.neg({rows('x')})"))
 TAKE = grid("take", put("y", f"pl.mul({rows('t')}, 2.0)"))
 ALSO = grid("also", put("z", f"pl.add({rows('t', '(7 - b) * 2')}, 1.0)"))
 BOTH = grid("make", put("t", f"pl.neg({rows('x')})"), put("u", f"pl.exp({rows('x')})"))
+LENGTH = "e = pl.cast(pl.read(n, [0]), pl.INDEX) + 2"  # 1 to 3
 POSITIVE = "if pl.read(n, [0]) > 0"
 TILES = grid(  # 4 x 4 tiles of [4, 8]
     "make", "p = b // 4", "q = b % 4",
@@ -133,6 +134,14 @@ MOVES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         (MAKE, grid("more", put("u", f"pl.exp({rows('t')})")), grid("take", put("y", rows("u")))), ["take"]
     ),
     "under a condition": ((inside(POSITIVE, MAKE, TAKE),), ["take"]),
+    "a loop of run-time length chooses the block": (
+        (MAKE, grid("take", LENGTH, inside("for i in pl.range(e)", put("y", rows("t", "i * 2"), "i * 2")),
+                    blocks=1)), ["take"],
+    ),
+    "an element that a trip reads chooses the block": (
+        (MAKE, grid("take", LENGTH, inside("for i in pl.range(e)", "f = pl.read(n, [i]) + 1",
+                                           put("y", rows("t", "f * 2"), "i * 2")), blocks=1)), ["take"],
+    ),
     "read in an inner loop": (
         (MAKE, grid("take", inside("for i in pl.range(2)", put("y", f"pl.mul({rows('t')}, 2.0)")))), ["take"]
     ),
@@ -188,6 +197,17 @@ def test_it_moves_into_both_arms_that_read() -> None:
     assert steps(branch.then) == steps(branch.orelse) == ["t", "y"]
     verify(other)
     check_values(function, other)
+
+
+def test_it_moves_into_a_loop_only_if_the_loop_chooses_the_block() -> None:
+    for at, outer, inner in (("b * 2", ["t", "y"], ["y"]), ("i * 2", ["t", "y"], ["t", "y"])):
+        loop = inside("for i in pl.range(e)", put("y", f"pl.mul({rows('t', at)}, 2.0)", at))
+        function = parsed(MAKE, grid("take", LENGTH, loop, blocks=1))
+        other, _ = recomputed(function)
+        (found,) = (s for s in region(other, "take").body if isinstance(s, For))
+        assert (steps(region(other, "take").body), steps(found.body)) == (outer, inner)
+        verify(other)
+        check_values(function, other)
 
 
 def test_it_moves_ahead_of_a_branch_and_a_read_behind_it() -> None:
@@ -265,6 +285,14 @@ STAYS: dict[str, tuple[str, ...]] = {
     ),
     "a loop of the reader chooses the block": (
         MAKE, grid("take", inside("for i in pl.range(8)", put("y", rows("t", "i * 2"), "i * 2")), blocks=1)
+    ),
+    "a loop of run-time length and a read behind it": (
+        MAKE, grid("take", LENGTH, inside("for i in pl.range(e)", put("y", rows("t", "i * 2"), "i * 2")),
+                   put("z", rows("t", "0"), "0"), blocks=1)
+    ),
+    "loads run ahead of the loop that chooses the block": (
+        MAKE, grid("take", LENGTH, inside("for i in pl.pipeline(0, e, stage=2)",
+                                          put("y", rows("t", "i * 2"), "i * 2")), blocks=1)
     ),
     "an element is read": (
         MAKE, grid("take", "e = pl.read(t, [b * 2, 0])", put("y", f"pl.mul({rows('x')}, e)"))

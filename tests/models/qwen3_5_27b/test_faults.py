@@ -91,7 +91,7 @@ FAULTS = {
     "gate without its sigmoid's argument": full(bypass("attention_gate", "neg", 0)),
     "norm weights not centred": full(bypass("input_norm", "add", 0, nth=1), fails=(*OUTPUTS, "v_cache")),
     "later tokens of the step attended": full(bypass("attention", "minimum", 0, nth=SPAN - 1)),
-    "no token of the step attended": full(never("attention", nth=1)),
+    "no token of the step attended": full(never("attention")),
     "the current token alone attended": full(
         *(bypass("attention", "add", 0, nth=j) for j in reversed(range(SPAN - 1)))
     ),
