@@ -46,7 +46,7 @@ from .text import BARRIER, Text
 COUNTER = f"pointer:{INT32.name}"
 BLOCK = "tail_block"  # of a tail's function: the block of the region that it does
 RESIDENT = 2  # blocks of a core: for more, ptxas would have too few registers
-ROUNDS = 4  # blocks of a tail, one after the other: more take longer than a launch
+ROUNDS = 5  # blocks of a tail, one after the other: more take longer than a launch
 WAVES = 2  # of a head's blocks: where there are more, counting them all takes longer than a launch
 SLOT = 128  # bytes of shared memory in which a block learns of its rank
 

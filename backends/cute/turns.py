@@ -140,15 +140,14 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
     if not ring.started:
         ring.prologue(k, s, k.bounds(s))
     carried = (softmax.maximum, *softmax.sums)
-    own = {c.param: one_warp(k, c, LOWEST if c is softmax.maximum else "Float32(0.0)", s) for c in carried}
-    k.tiles.update(own)
-    spare = MOST_HELD - sum(held_by(tile.layout) for tile in own.values())
-    for c in carried if spare < 0 else ():
-        if k.tile(c.init).layout is not None:  # there are no registers for what the block has begun with
-            k.keep(c.init)
+    spare = MOST_HELD - sum(held_by(k.plan.of(c.param)) for c in carried)
+    if spare < 0:
+        raise Together(id(s))
     for x in dict.fromkeys(operands_of(s.body)):
         if x in k.tiles:
             keep_operand(k, x, spare)
+    own = {c.param: one_warp(k, c, LOWEST if c is softmax.maximum else "Float32(0.0)", s) for c in carried}
+    k.tiles.update(own)
     del k.rings[id(s)]
     var = t.unique(s.var.name)
     k.names[s.var] = var

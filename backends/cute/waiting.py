@@ -16,7 +16,6 @@ from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ir.types import TileType
 
 from ..gpu.scan import READS, VIEWS, lets, stores_in
-from ..gpu.tensors import View
 from ..gpu.timing import WAITED
 from .layouts import POINTWISE
 from .order import AFTER, WAIT
@@ -90,8 +89,8 @@ def start_rings(k: Kernel, body: Block) -> None:
 
 
 def constants_first(k: Kernel, body: Block) -> Block:
-    """The statements of a block, those first that read what no kernel writes: they overlap the wait.  Behind
-    them come the tiles that are read often: their loads overlap each other.
+    """The statements of a block, those first that read what is there before the wait: they overlap it.
+    Behind them come the tiles that are read often: their loads overlap each other.
     """
     now: list[Stmt] = []
     soon: list[Stmt] = []
@@ -99,6 +98,12 @@ def constants_first(k: Kernel, body: Block) -> Block:
     undefined: set[Expr] = set()
     views = dict(k.views)
     written = set(stores_in(body))
+
+    def apart(s: Let) -> bool:
+        """Whether nothing here may write to what a statement reads."""
+        base = views[s.args[0]].base if s.args[0] in views else None  # type: ignore[index]
+        return base is not None and all(w in views and not k.same(base, views[w].base) for w in written)
+
     for s in body:
         if isinstance(s, Let) and s.op.name in VIEWS and s.args[0] in views:
             views[s.result] = views[s.args[0]]  # of the same tensor
@@ -106,13 +111,12 @@ def constants_first(k: Kernel, body: Block) -> Block:
             isinstance(s, Let)
             and s.op.name in (*VIEWS, *READS)
             and s.args[0] in views
-            and (s.op.name in VIEWS or views[s.args[0]].base in k.ahead.constants)
-            and (s.op.name != "load" or k.ahead.tiles)
+            and (s.op.name in VIEWS or (k.ahead.allows(s, views[s.args[0]].base) and apart(s)))
         )
         known = not undefined & set(uses((s,)))
         if moves and known:
             now.append(s)
-        elif known and isinstance(s, Let) and often_read(k, s, body, written, views):
+        elif known and isinstance(s, Let) and often_read(k, s, body) and apart(s):
             soon.append(s)
             k.soon.add(s.result)
         else:
@@ -122,14 +126,12 @@ def constants_first(k: Kernel, body: Block) -> Block:
     return (*now, *soon, *later)
 
 
-def often_read(k: Kernel, s: Let, body: Block, written: set[Var], views: dict[Var, View]) -> bool:
+def often_read(k: Kernel, s: Let, body: Block) -> bool:
     """Whether a statement loads a tile that fits shared memory well, and that several others compute with."""
     kind = s.result.type if s.op.name == "load" else None
     if not isinstance(kind, TileType) or kind.elements * kind.dtype.bytes > SOON_BYTES:
         return False
-    base = views[s.args[0]].base if s.args[0] in views else None
-    apart = base is not None and all(w in views and not k.same(base, views[w].base) for w in written)
-    return apart and k.plan.of(s.result) is None and readers(body, s.result) > 1
+    return k.plan.of(s.result) is None and readers(body, s.result) > 1
 
 
 def readers(body: Block, tile: Var) -> int:
