@@ -16,11 +16,12 @@ from ..gpu.tensors import View, aligned_pitch, view_dtype, viewed
 from . import rules
 from .addresses import element_at, start_of
 from .kernel import Kernel
-from .layouts import Dealt, Fragment, Layout, Rows
+from .layouts import Columns, Dealt, Fragment, Layout, Rows
 from .places import runs, strides_of
 from .rules import unsupported
+from .runs import leads, store_runs
 from .scalars import DSL_TYPES, dsl_type, literal
-from .text import BARRIER, Text
+from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
 # ---------------------------------------------------------------------------------------------- handlers
@@ -171,6 +172,9 @@ def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
             tile = k.tiles[x]
             column = n == 1 and s.op.name.startswith("row_expand")
             row = n == 1 and s.op.name.startswith("col_expand") and result_type(s).shape[0] > 1
+            if row and isinstance(tile.layout, Columns) and tile.layout.of == layout:
+                tiles.append(k.held(tile, x.name))  # worked out once, not in every row
+                continue
             fits = tile.layout is None or (
                 isinstance(tile.layout, Rows) and tile.layout.beside(layout)
                 if column and isinstance(layout, Fragment | Dealt)
@@ -413,39 +417,20 @@ def _store(k: Kernel, s: Let) -> None:
     layout = tile.layout
     pitch = aligned_pitch(box, k.divisors)
     if (
-        isinstance(layout, Dealt)
+        isinstance(layout, Dealt | Columns)
         and pitch is not None
         and not atomic
         and tile.dtype == view_dtype(view)
         and runs(tile, layout)
     ):
-        held = k.held(tile, "out")
-        with k.runs(layout) as (n, r, c):
-            limit = tile.valid[0] if tile.valid[0] != str(tile.shape[0]) else None
-            tests = [
-                x for x in (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}") if x
-            ]
-            call = (
-                f"block.store_run({pointer} + ({start} + Int64({r}) * {pitch} + {c}), {held.registers}, "
-                f"{n} * {layout.run}, {layout.run})"
-            )
-            if tests:
-                with t.nested(f"if {' & '.join(f'({x})' for x in tests)}:"):
-                    t.line(call)
-            else:
-                t.line(call)
+        store_runs(k, k.held(tile, "out"), layout, f"({pointer} + {start})", pitch)
     elif layout is None:
         with k.elements(tile.shape) as c:
             _put_valid(k, box, pointer, start, c, tile, atomic)
     else:
-        with k.fragments(layout) as (i, c):
-            if isinstance(layout, Rows):  # every thread of a row holds it: one stores it
-                with t.nested(f"if {layout.of.leads.format(n=i, r=c[0])}:"):
-                    _put_valid(k, box, pointer, start, c, tile, atomic)
-            else:
-                _put_valid(k, box, pointer, start, c, tile, atomic)
-    if k.may_read(view.base):
-        t.line(BARRIER)
+        with k.fragments(layout) as (i, c), k.when(leads(layout, i, c)):
+            _put_valid(k, box, pointer, start, c, tile, atomic)
+    k.after_write(s, view.base)
 
 
 def _put_valid(
@@ -504,8 +489,7 @@ def _write_tensor(k: Kernel, s: Let) -> None:
     value = f"{DSL_TYPES[view_dtype(view).name]}({k.write(index(s.args[2]))})"  # type: ignore[arg-type]
     with k.text.nested("if tid == 0:"):
         k.text.line(f"block.element({k.pointer(view.base)}, {start})[0] = {value}")
-    if k.may_read(view.base):
-        k.text.line(BARRIER)
+    k.after_write(s, view.base)
 
 
 @handles("read_tile")

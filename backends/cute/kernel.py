@@ -19,12 +19,16 @@ from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, store
 from ..gpu.softmax import OnlineSoftmax
 from ..gpu.tensors import View, multiple_of
 from ..gpu.timing import END, START
+from .beside import longest_run, statistics, wanted
+from .bounds import at_most_once, most
 from .choices import Slot, merge
-from .layouts import POINTWISE, THREADS, Dealt, Layout, Planner, Rows, Spread
+from .layouts import POINTWISE, THREADS, Beside, Columns, Dealt, Layout, Planner, Rows, Spread
+from .meeting import met, read_behind
 from .order import NOTHING, Ahead, settled
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged
 from .rules import unsupported
+from .runs import leads, load_runs
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
@@ -71,6 +75,7 @@ class Kernel(Names):
         self.stamps = stamps  # where a timing build notes when things happen
         self.noted = False
         self.divisors: dict[Expr, int] = {}  # numbers that divide variables
+        self.limits: dict[Expr, int] = {}  # the largest values of variables
         self.waited = True  # for the kernels before; `run` begins without
         self.follows = False  # its blocks run in a launch that has waited
         self.early: set[Var] = set()  # base tensors that it reads before the wait
@@ -83,6 +88,8 @@ class Kernel(Names):
         self.stage_bytes = 0  # of one trip of the hungriest such loop
         self.uses: Counter[Expr] = Counter()
         self.plan = Planner({}, False)
+        self.behind: Mapping[int, frozenset[Var]] = {}  # what is read behind each write
+        self.meets = False  # whether the trip begins that has to come to a barrier before it adds up
         self.cursor: tuple[Layout, str, Coordinates] | None = None  # the fragment element being written
 
     def run(self, prelude: Block, body: Block) -> None:
@@ -90,8 +97,11 @@ class Kernel(Names):
         self.uses.update(uses((*prelude, *body)))
         self.turns = dict(loops_in_turns((*prelude, *body), self.together))
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)), self.turns)
+        self.plan.longest = longest_run((*prelude, *body))
+        self.plan.beside = wanted(body, self.plan.longest)
         self.plan.block((*prelude, *body))
         self.sources = set(sources_of((*prelude, *body)))
+        self.behind = read_behind((*prelude, *body))
         self.waited = self.follows
         self.stamp(START)
         self.block((*prelude, *body))
@@ -133,11 +143,16 @@ class Kernel(Names):
                 wait_once(self)
         if not reads(s):
             receive(self)
+            if self.meets and not self.later(s):  # behind the trip's loads, which are then all under way
+                self.text.line(BARRIER)
+                self.meets = False
         if isinstance(s, Let):
             self.let(s)
         elif isinstance(s, Bind):
             kind = dsl_type(s.value.dtype)
             self.divisors[s.var] = multiple_of(s.value, self.divisors)
+            if (limit := most(s.value, self.limits)) is not None:
+                self.limits[s.var] = limit
             self.names[s.var] = self.text.let(s.var.name, f"{kind}({self.write(s.value)})")
         elif isinstance(s, For):
             self.loop(s)
@@ -145,6 +160,10 @@ class Kernel(Names):
             self.branch(s)
         else:
             raise InternalError(f"{type(s).__name__} inside of a region")
+
+    def later(self, s: Stmt) -> bool:
+        """Whether a statement is only worked out where its one reader is."""
+        return isinstance(s, Let) and s.op.name in POINTWISE and all(self.uses[r] <= 1 for r in s.results)
 
     def let(self, s: Let) -> None:
         handler = self.handlers.get(s.op.name)
@@ -213,21 +232,25 @@ class Kernel(Names):
         if staged is not None and not begun:
             staged.prologue(self, s, bounds)
         self.rings.pop(id(s), None)
-        var = t.unique(s.var.name)
+        single = staged is None and at_most_once(s, self.limits)
+        var = bounds[0] if single else t.unique(s.var.name)
         self.names[s.var] = var
         outer = dict(self.tiles)
         head = len(t.lines)
-        with t.nested(f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):", loop=True):
+        trips = f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):"
+        with t.nested(f"if {bounds[0]} < {bounds[1]}:" if single else trips, loop=not single):
             for slot in slots:
                 slot.enter(self)
             body = s.body if staged is None else staged.enter(self, s, var, bounds)
-            self.loops += 1
+            self.loops += not single
+            self.meets = any(isinstance(self.plan.of(x), Columns) for x in statistics(body))
             waited = self.waited
             self.block(body)
             receive(self)
             self.noted = self.noted or self.waited
             self.waited = waited  # there may be no trip
-            self.loops -= 1
+            self.meets = False
+            self.loops -= not single
             nexts = []
             for p, name, after in scalars:
                 assert isinstance(p.type, ScalarType)
@@ -366,7 +389,7 @@ class Kernel(Names):
 
     # --- registers
     @contextmanager
-    def fragments(self, layout: Spread | Rows) -> Iterator[tuple[str, Coordinates]]:
+    def fragments(self, layout: Spread | Beside) -> Iterator[tuple[str, Coordinates]]:
         """A loop over the elements of a layout that this thread holds: its index and coordinates."""
         t = self.text
         i, r = t.unique("i"), t.unique("r")
@@ -378,6 +401,10 @@ class Kernel(Names):
                 partial = isinstance(layout.of, Dealt) and layout.of.guard is not None
                 with self.when(f"{r} < {layout.of.rows}" if partial else None):
                     yield i, (r, "0")
+            elif isinstance(layout, Columns):
+                t.line(f"{r} = {layout.column(i)}")
+                self.cursor = (layout, i, ("0", r))
+                yield i, ("0", r)
             else:
                 c = t.unique("c")
                 row, column = layout.coordinates(i)
@@ -399,7 +426,7 @@ class Kernel(Names):
             yield
 
     def registers(
-        self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Rows, start: str = ""
+        self, name: str, dtype: DType, shape: tuple[int, ...], layout: Spread | Beside, start: str = ""
     ) -> Tile:
         """A tile in registers, not yet written (or filled with ``start``)."""
         reg = self.text.let(
@@ -416,9 +443,11 @@ class Kernel(Names):
             if isinstance(layout, Rows):
                 if isinstance(held, Rows) and layout.beside(held.of):
                     return f"{reg}[{i}]"
-                if held is None or isinstance(held, Rows) or not layout.beside(held):
+                if held is None or isinstance(held, Rows | Columns) or not layout.beside(held):
                     raise InternalError(f"{name} is asked for beside another tile than its own")
                 return f"{reg}[{held.row_of(i)}]"
+            if isinstance(layout, Columns) and held == layout.of:
+                return f"{reg}[{i} % {layout.of.run}]"
             if held != layout or c[1] != column:
                 raise InternalError(f"{name} is asked for another element than this thread's")
             return f"{reg}[{i}]"
@@ -432,37 +461,13 @@ class Kernel(Names):
         if tile.registers and tile.layout == layout and not fresh:
             return tile
         new = replace(self.registers(name, tile.dtype, tile.shape, layout), valid=tile.valid)
-        if isinstance(layout, Dealt) and tile.plain is not None and runs(tile, layout):
-            self.load_runs(tile, layout, new.registers)
+        if isinstance(layout, Dealt | Columns) and tile.plain is not None and runs(tile, layout):
+            load_runs(self, tile, layout, new.registers)
             return new
         with self.fragments(layout) as (i, at):
             value = self.guarded(tile, at) if tile.reads else tile.value(self.text, at)
             self.text.line(f"{new.registers}[{i}] = {value}")
         return new
-
-    def load_runs(self, tile: Tile, layout: Dealt, to: str) -> None:
-        """A load whose threads each read runs of neighbours, one instruction a run."""
-        assert tile.plain is not None
-        pointer, pitch, rows = tile.plain
-        if rows != tile.valid[0]:
-            self.text.line(f"{to}.fill({literal(0.0 if tile.dtype.is_float else 0, tile.dtype)})")
-        with self.runs(layout) as (n, r, c):
-            limit = rows if rows != str(tile.shape[0]) else None
-            where = f"{pointer} + (Int64({r}) * {pitch} + {c})"
-            tests = (layout.guard and layout.guard.format(r=r, c=c), limit and f"{r} < {limit}")
-            with self.when(*tests):
-                self.text.line(f"block.load_run({where}, {to}, {n} * {layout.run}, {layout.run})")
-
-    @contextmanager
-    def runs(self, layout: Dealt) -> Iterator[tuple[str, str, str]]:
-        """A loop over the runs of a dealt tile that this thread holds: its number, row and first column."""
-        t = self.text
-        n, r, c = t.unique("n"), t.unique("r"), t.unique("c")
-        row, column = layout.coordinates(f"({n} * {layout.run})")
-        with t.nested(f"for {n} in cutlass.range_constexpr({layout.row_registers}):"):
-            t.line(f"{r} = {row}")
-            t.line(f"{c} = {column}")
-            yield n, r, c
 
     # --- shared memory
     def place(self, name: str, shape: tuple[int, ...], dtype: DType, stages: int = 1) -> Shared:
@@ -496,10 +501,8 @@ class Kernel(Names):
                     return
                 t.line("cute.arch.cp_async_wait_group(0)")
         elif tile.layout is not None:
-            with self.fragments(tile.layout) as (i, at):
-                one = tile.layout.of.leads.format(n=i, r=at[0]) if isinstance(tile.layout, Rows) else None
-                with self.when(one):
-                    self.put_shared(tile, at, place)
+            with self.fragments(tile.layout) as (i, at), self.when(leads(tile.layout, i, at)):
+                self.put_shared(tile, at, place)
         else:
             with self.elements(tile.shape) as at:
                 self.put_shared(tile, at, place)
@@ -582,4 +585,11 @@ class Kernel(Names):
         """All threads have read what they still need of a tensor before one of them writes to it."""
         self.settle(written)
         if self.clashes(written, alone):
+            names = {n for base, n in self.pointers.items() if self.same(base, written)}
+            if self.chosen or not met(self.text, {self.pointer(written), *names}):
+                self.text.line(BARRIER)
+
+    def after_write(self, s: Let, written: Var) -> None:
+        """What other threads read behind a write, they read when it is there."""
+        if self.may_read(written, self.behind[id(s)]):
             self.text.line(BARRIER)

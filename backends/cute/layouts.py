@@ -4,8 +4,9 @@ A product leaves its sums in the registers of ``mma.m16n8k16`` (FRAGMENT): threa
 g and g + 8, columns 2 t and 2 t + 1 of each 16 x 8 piece, and the warps take the pieces of a row in turn.  A
 tile that a region loads to compute on, or that a loop carries, is dealt to the threads in runs of neighbours
 (DEALT).  What is computed elementwise from such a tile stays with it, and a column beside it, such as a row
-statistic, becomes one value in every thread that holds elements of the row.  Everything else is FREE: written
-where it is needed, or kept in shared memory.  The planner finds, for each tile of a region, which it is.
+statistic, becomes one value in every thread that holds elements of the row; a row beside one dealt likewise.
+Everything else is FREE: written where it is needed, or kept in shared memory.  The planner finds which it is
+for each tile of a region.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pypto_models.ir.types import BF16, TileType
 WARPS = 8
 THREADS = 32 * WARPS
 MOST = 128  # registers of the fragments of one tile
-MOST_DEALT = 32  # of a tile that is dealt out
+MOST_DEALT = 64  # of a tile that is dealt out
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,16 @@ class Dealt:
     run: int
 
     @staticmethod
-    def of(shape: tuple[int, ...]) -> Dealt | None:
-        """Runs as long as 16 bytes of a 2-byte type, where there are enough elements; None for too many."""
+    def of(shape: tuple[int, ...], longest: int = 8) -> Dealt | None:
+        """Runs of up to ``longest`` elements, where there are enough; None for too many."""
         if len(shape) != 2 or shape[1] == 1:
             return None
         rows, columns = shape
-        run = next(n for n in (8, 4, 2, 1) if columns % n == 0 and (rows * columns >= n * THREADS or n == 1))
+        run = next(
+            n
+            for n in (8, 4, 2, 1)
+            if n <= longest and columns % n == 0 and (rows * columns >= n * THREADS or n == 1)
+        )
         layout = Dealt(rows, columns, run)
         return layout if layout.registers <= MOST_DEALT else None
 
@@ -117,13 +122,39 @@ class Dealt:
         return f"{i} // {self.run}"
 
     def coordinates(self, i: str) -> tuple[str, str]:
+        if self.stays:
+            column = self.start[1] if self.run == 1 else f"{self.start[1]} + {i} % {self.run}"
+            return self.row(f"({i} // {self.run})"), column
         at = self._at(f"{i} // {self.run}")
         row = "Int32(0)" if self.rows == 1 and self.guard is None else f"{at} // {self.columns}"
         column = at if self.rows == 1 else f"{at} % {self.columns}"
         return row, column if self.run == 1 else f"{column} + {i} % {self.run}"
 
     def row(self, n: str) -> str:
+        if self.stays:
+            return f"{self.start[0]} + {self.step} * {n}"
         return f"{self._at(n)} // {self.columns}"
+
+    @property
+    def stays(self) -> bool:
+        """Whether all elements of a thread lie in the same ``run`` columns."""
+        return self.rows > 1 and THREADS * self.run % self.columns == 0
+
+    @property
+    def start(self) -> tuple[str, str]:
+        """Where columns stay: the first element of a thread."""
+        own = f"tid * {self.run}"
+        return f"{own} // {self.columns}", f"{own} % {self.columns}"
+
+    @property
+    def step(self) -> int:
+        """Where columns stay: rows from one run of a thread to its next."""
+        return THREADS * self.run // self.columns
+
+    @property
+    def period(self) -> int:
+        """Where columns stay: threads from one to the next that holds the same columns."""
+        return self.columns // self.run
 
     def _at(self, n: str) -> str:
         start = f"(tid + {THREADS} * ({n}))"
@@ -155,8 +186,33 @@ class Rows:
         return self.of == other
 
 
+@dataclass(frozen=True)
+class Columns:
+    """A row beside ``of``, whose columns stay: each thread holds the values of its own columns."""
+
+    of: Dealt
+
+    @property
+    def run(self) -> int:
+        return self.of.run
+
+    @property
+    def registers(self) -> int:
+        return self.run
+
+    def column(self, n: str) -> str:
+        """The ``n``-th column of the thread."""
+        return f"{self.of.start[1]} + {n}"
+
+    @property
+    def leads(self) -> str:
+        """True in one of the threads that hold a column."""
+        return f"tid < {self.of.period}"
+
+
 Spread: TypeAlias = "Fragment | Dealt"
-Layout: TypeAlias = "Fragment | Dealt | Rows | None"  # None: FREE
+Beside: TypeAlias = "Rows | Columns"
+Layout: TypeAlias = "Fragment | Dealt | Rows | Columns | None"  # None: FREE
 
 POINTWISE = frozenset({
     "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip",
@@ -165,6 +221,7 @@ POINTWISE = frozenset({
     "col_expand_div", "row_expand", "col_expand",
 })  # fmt: skip
 ROW_STATISTICS = frozenset({"row_sum", "row_max", "row_min"})
+COLUMN_STATISTICS = frozenset({"col_sum", "col_max", "col_min"})
 
 
 def product_layout(let: Let, warps: int = WARPS) -> Layout:
@@ -189,7 +246,11 @@ def of_the_block(layout: Layout) -> Layout:
 
 
 def join(a: Layout, b: Layout) -> Layout:
-    """The layout of a value that is one or the other; FREE values adapt."""
+    """The layout of a value that is one or the other; FREE values adapt, and rows to a row that is dealt."""
+    if isinstance(a, Columns) and isinstance(b, Dealt):
+        return b
+    if isinstance(a, Dealt) and isinstance(b, Columns):
+        return a
     return a if b is None or a == b else b if a is None else None
 
 
@@ -206,6 +267,8 @@ class Planner:
         self.products = products
         self.turns = turns
         self.warps = WARPS  # that share a tile
+        self.longest = 8  # run of what is dealt
+        self.beside: Mapping[Var, Beside] = {}  # layouts of loads that tiles need beside them (beside.py)
 
     def of(self, x: object) -> Layout:
         return self.layouts.get(x) if isinstance(x, Var) else None
@@ -236,13 +299,13 @@ class Planner:
             return
         start = {p: self.of(c.init) for p, c in carried.items()}
         found = self.settle(s, start)
-        if not self.products and all(x is None or isinstance(x, Dealt) for x in found.values()):
+        if not self.products and all(x is None or isinstance(x, Dealt | Columns) for x in found.values()):
             widest = max(
                 (p.type for p in carried if isinstance(p.type, TileType)),
                 key=lambda t: t.elements,
                 default=None,
             )
-            beside = Dealt.of(widest.shape) if widest is not None else None
+            beside = Dealt.of(widest.shape, self.longest) if widest is not None else None
             if beside is not None:
                 dealt: dict[Var, Layout] = {p: placed(p.type, beside) for p in carried}  # type: ignore[arg-type]
                 if self.settle(s, dealt) == dealt:
@@ -270,10 +333,13 @@ class Planner:
         if name in ("matmul", "matmul_acc"):
             return product_layout(s, self.warps)
         if name == "load":
-            return None if self.products else Dealt.of(t.shape)
+            return None if self.products else self.beside.get(s.result) or Dealt.of(t.shape, self.longest)
         if name in ROW_STATISTICS:
             x = self.of(s.args[0])
             return x.rows_beside if isinstance(x, Fragment) else None
+        if name in COLUMN_STATISTICS:
+            x = self.of(s.args[0])
+            return Columns(x) if isinstance(x, Dealt) and x.stays and t.dtype.is_float else None
         if name not in POINTWISE:
             return None
         first = self.of(s.args[0])
@@ -283,6 +349,8 @@ class Planner:
                 return second.of.like(t.shape)
             return first
         if name.startswith("col_expand"):
+            if first is None and isinstance(second, Columns):
+                return second.of.like(t.shape)
             if first is None and isinstance(second, Dealt) and t.shape == (1, second.columns):
                 return second
             return first
@@ -293,4 +361,6 @@ def placed(t: TileType, beside: Dealt) -> Layout:
     """The layout of a tile that a loop carries together with one dealt as ``beside``."""
     if t.shape == (beside.rows, beside.columns):
         return beside
+    if t.shape == (1, beside.columns) and beside.stays:
+        return Columns(beside)
     return Rows(beside) if t.shape == (beside.rows, 1) else None

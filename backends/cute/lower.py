@@ -437,7 +437,7 @@ import cutlass.cute as cute
 import cutlass.utils as utils
 from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32
 
-from backends.cute.device import arrival, block, fragments, stream
+from backends.cute.device import across, arrival, block, fragments, stream
 '''
     return "\n\n".join([head, *(k.text for k in kernels)])
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pypto_models.ir.types import DType
 
-from .layouts import WARPS, Dealt
+from .layouts import WARPS, Columns, Dealt
 from .packing import packed
 from .scalars import DSL_TYPES
 from .tiles import Coordinates, Shared, Tile
@@ -53,7 +53,7 @@ def vectors(tile: Tile, place: Shared) -> bool:
     return len(tile.shape) == 2 and whole and tile.shape[1] % per == 0 and place.pitch % per == 0
 
 
-def runs(tile: Tile, layout: Dealt) -> bool:
+def runs(tile: Tile, layout: Dealt | Columns) -> bool:
     """Whether the runs of a dealt tile are aligned vectors of up to 16 bytes in global memory."""
     size = layout.run * tile.dtype.bytes
     return tile.valid[1] == str(tile.shape[1]) and layout.run > 1 and (size <= 16 or size == 32)

@@ -9,9 +9,10 @@ from pypto_models.ir.nodes import Let
 from pypto_models.ir.types import FP32, INT32, DType
 
 from . import rules
+from .columns import column_statistic, combine, start_of
 from .handlers import handles, result_type
 from .kernel import Kernel
-from .layouts import THREADS, WARPS, Dealt, Fragment, Rows
+from .layouts import THREADS, WARPS, Columns, Dealt, Fragment, Rows
 from .places import offset
 from .rules import unsupported
 from .scalars import DSL_TYPES, literal
@@ -30,7 +31,7 @@ def _reduce(k: Kernel, s: Let) -> None:
     if isinstance(k.plan.of(s.result), Rows) and isinstance(x.layout, Fragment):
         k.tiles[s.result] = row_statistic(k, s, x, x.layout, how)
         return
-    if axis == 0 and x.dtype.is_float and isinstance(x.layout, Dealt) and columns_stay(x.layout):
+    if isinstance(k.plan.of(s.result), Columns) and isinstance(x.layout, Dealt):
         k.tiles[s.result] = column_statistic(k, s, x, x.layout, how)
         return
     dealt = (
@@ -176,72 +177,6 @@ def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Til
             t.line(f"{total} = {combine(how, total, f'block.element({parts}, {c[0]} * {WARPS} + {w})[0]')}")
         t.line(f"{out.registers}[{i}] = {total}")
     return replace(out, valid=(x.valid[0], "1"))
-
-
-def columns_stay(layout: Dealt) -> bool:
-    """Whether the elements of a thread lie in ``run`` columns, which a power of two of threads divide."""
-    if layout.columns % layout.run or THREADS * layout.run % layout.columns:
-        return False
-    period = layout.columns // layout.run
-    return period & (period - 1) == 0
-
-
-def column_statistic(k: Kernel, s: Let, x: Tile, layout: Dealt, how: str) -> Tile:
-    """Column sums or extremes of a dealt tile: over a thread's rows, its warp, then the warps in order."""
-    t, out = k.text, result_type(s)
-    name, kind = s.result.name, DSL_TYPES[FP32.name]
-    own = t.let(f"{name}_own", f"cute.make_rmem_tensor(cute.make_layout({layout.run}), {kind})")
-    t.line(f"{own}.fill({start_of(how, FP32)})")
-    with k.fragments(layout) as (i, at):
-        spot = f"{own}[{i} % {layout.run}]"
-        step = f"{spot} = {combine(how, spot, f'{kind}({x.value(t, at)})')}"
-        if x.valid[0] == str(x.shape[0]):
-            t.line(step)
-        else:
-            with t.nested(f"if {at[0]} < {x.valid[0]}:"):
-                t.line(step)
-    period = layout.columns // layout.run  # threads from one with a column to the next
-    groups = WARPS if period < 32 else THREADS // period
-    parts = t.unique(f"{name}_parts")
-    k.buffers.add(parts, FP32, groups * layout.columns)
-    n = t.unique("n")
-    t.part()
-    with t.nested(f"for {n} in cutlass.range_constexpr({layout.run}):"):
-        distance = period
-        while distance < 32:
-            other = f"cute.arch.shuffle_sync_bfly({own}[{n}], {distance})"
-            t.line(f"{own}[{n}] = {combine(how, f'{own}[{n}]', other)}")
-            distance *= 2
-        column = f"tid * {layout.run} % {layout.columns} + {n}"
-        if period < 32:
-            with t.nested(f"if lane < {period}:"):
-                t.line(f"block.element({parts}, warp * {layout.columns} + {column})[0] = {own}[{n}]")
-        else:
-            t.line(f"block.element({parts}, tid // {period} * {layout.columns} + {column})[0] = {own}[{n}]")
-    t.line(BARRIER)
-    place = k.place(name, out.shape, out.dtype)
-    c = t.unique("c")
-    with t.nested(f"for {c} in cutlass.range(tid, {layout.columns}, {THREADS}, unroll=1):"):
-        total = t.let("total", f"block.element({parts}, {c})[0]")
-        for g in range(1, groups):
-            part = f"block.element({parts}, {g * layout.columns} + {c})[0]"
-            t.line(f"{total} = {combine(how, total, part)}")
-        t.line(f"block.element({place.name}, {c})[0] = {as_type(total, FP32, out.dtype)}")
-    t.line(BARRIER)
-    return k.from_shared(place, out.shape, k.static_valid(out, ("1", x.valid[1])))
-
-
-def start_of(how: str, dtype: DType) -> str:
-    if how == "sum":
-        return literal(0.0 if dtype.is_float else 0, dtype)
-    if dtype.is_float:
-        return f"Float32({'-' if how in ('max', 'argmax') else ''}float('inf'))"
-    high = 2 ** (dtype.bits - 1) - 1
-    return literal(-high - 1 if how in ("max", "argmax") else high, dtype)
-
-
-def combine(how: str, a: str, b: str) -> str:
-    return f"{a} + {b}" if how == "sum" else f"block.{'larger' if how == 'max' else 'smaller'}({a}, {b})"
 
 
 handles(*rules.REDUCE)(_reduce)

@@ -7,9 +7,9 @@ import re
 from ..gpu import text
 
 _RESERVED = frozenset({
-    "cutlass", "cute", "arrival", "block", "fragments", "stream", "utils", "tid", "lane", "warp", "smem",
-    "shared", "env", "min", "max", "range", "BFloat16", "Float16", "Float32", "Int8", "Int16", "Int32",
-    "Int64", "Uint8", "Uint16", "Uint32", "Boolean",
+    "cutlass", "cute", "across", "arrival", "block", "fragments", "stream", "utils", "tid", "lane",
+    "warp", "smem", "shared", "env", "min", "max", "range", "BFloat16", "Float16", "Float32", "Int8",
+    "Int16", "Int32", "Int64", "Uint8", "Uint16", "Uint32", "Boolean",
 })  # fmt: skip
 
 

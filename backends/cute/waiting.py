@@ -101,7 +101,7 @@ def constants_first(k: Kernel, body: Block) -> Block:
 
     def apart(s: Let) -> bool:
         """Whether nothing here may write to what a statement reads."""
-        base = views[s.args[0]].base if s.args[0] in views else None  # type: ignore[index]
+        base = views[s.args[0]].base if s.args[0] in views else None
         return base is not None and all(w in views and not k.same(base, views[w].base) for w in written)
 
     for s in body:

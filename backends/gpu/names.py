@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import DimVar, Expr, Var
@@ -82,9 +82,10 @@ class Names:
         self.written = {v for written, _ in ends for v in written}
         self.scattered = {v for _, scattered in ends for v in scattered}
 
-    def may_read(self, base: Var) -> bool:
-        """Whether the region reads a tensor, as far as its views are known by now."""
-        return any(v not in self.views or self.same(self.views[v].base, base) for v in self.sources)
+    def may_read(self, base: Var, sources: Set[Var] | None = None) -> bool:
+        """Whether the region reads a tensor, as far as its views are known by now, or one of ``sources``."""
+        among = self.sources if sources is None else sources
+        return any(v not in self.views or self.same(self.views[v].base, base) for v in among)
 
     def same(self, a: Var, b: Var) -> bool:
         """Whether two base tensors may be one."""

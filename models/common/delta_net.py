@@ -216,10 +216,15 @@ def delta_rule(
         head = item // tiles % V_HEADS
         value = item % tiles * V_TILE
         slot = pl.cast(pl.read(starts, [s, 0]), pl.INDEX)
-        if slot >= 0:
+        first = pl.cast(pl.read(starts, [s, 1]), pl.INDEX)
+        rows = pl.cast(pl.read(starts, [s, 2]), pl.INDEX)
+        if SPAN == 1:
+            rows = pl.min(
+                rows, 1
+            )  # no loop: more rows are never written, and whatever reads them is an error
+        if slot >= 0 and first >= 0 and rows > 0:  # all three are asked for before one is waited for
             memory = pl.slice(state, [K_DIM, V_TILE], [(slot * V_HEADS + head) * K_DIM, value])
-            first = pl.cast(pl.read(starts, [s, 1]), pl.INDEX)
-            for j in pl.range(pl.cast(pl.read(starts, [s, 2]), pl.INDEX)):
+            for j in pl.range(rows):
                 t = first + j
                 next_slot = pl.cast(pl.read(state_slots, [s, j]), pl.INDEX)
                 strength = pl.read(beta, [t, head])

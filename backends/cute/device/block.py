@@ -47,9 +47,14 @@ def _move_run(pointer: cute.Pointer, registers: cute.Tensor, at: int, count: int
     step = min(count, 16 // size)  # of one instruction
     atom = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), pointer.dtype, num_bits_per_copy=8 * size * step)
     for n in range(0, count, step):
-        there = cute.make_tensor((pointer + n).align(size * step), cute.make_layout(step))
+        there = cute.make_tensor(aligned(pointer + n, size * step), cute.make_layout(step))
         here = cute.make_tensor(registers.iterator + at + n, cute.make_layout(step))
         cute.copy(atom, *((there, here) if load else (here, there)))
+
+
+def aligned(pointer: cute.Pointer, size: int) -> cute.Pointer:
+    """The same address, known to be a multiple of ``size`` bytes; ``Pointer.align`` would round it up."""
+    return cute.make_ptr(pointer.dtype, pointer.toint(), pointer.memspace, assumed_align=size)
 
 
 def warp_sum(value: Any) -> Any:
