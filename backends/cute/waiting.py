@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EARLY_BYTES = 1024  # of a tile that is brought to shared memory before the wait
 SOON_BYTES = 8192  # of one that is brought there behind it
+PRODUCTS = ("matmul", "matmul_acc")
 COMPOSED = POINTWISE | {"extract", "insert", "reshape", "transpose", "write_tile"}
 
 
@@ -135,11 +136,18 @@ def often_read(k: Kernel, s: Let, body: Block) -> bool:
 
 
 def readers(body: Block, tile: Var) -> int:
-    """How often the elements of a tile are asked for, through ops that only compose (tiles.py)."""
+    """How often the elements of a tile are asked for, through ops that only compose (tiles.py); 0 where it is
+    an operand of a product, which has its own copy.
+    """
     count: Counter[Var] = Counter({tile: 1})
+    moved = {tile}
     out = 0
     for x in lets(body):
         taken = sum(count[a] for a in x.args if isinstance(a, Var))
+        if x.op.name == "move" and x.args[0] in moved:
+            moved.add(x.result)
+        if x.op.name in PRODUCTS and not moved.isdisjoint(a for a in x.args if isinstance(a, Var)):
+            return 0
         if x.op.name in COMPOSED:
             count.update(dict.fromkeys(x.results, taken))
         else:
