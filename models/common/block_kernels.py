@@ -72,14 +72,13 @@ def rope_block(
     q_norm: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     k_norm: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     positions: pl.Tensor[[TOKENS], pl.INT32],
-    slot_mapping: pl.Tensor[[TOKENS], pl.INT32],
     rope_cos: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
     rope_sin: pl.Tensor[[ROPE_ROWS, HALF_DIM], pl.FP32],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
     k_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
     v_new: pl.InOut[pl.Tensor[[KV_HEADS, TOKENS, HEAD_DIM], DTYPE]],
 ):
-    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, slot_mapping, rope_cos, rope_sin, q, k_new, v_new)
+    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, rope_cos, rope_sin, q, k_new, v_new)
 
 
 @pl.jit

@@ -62,15 +62,22 @@ class Block:
     differing: float = 0.01
     in_pieces: Callable[[Power, int], bool] = lambda power, seed: False
 
-    def check(self, power: Power, config: DecoderConfig, seed: int) -> Check:
-        """The comparison of one seed."""
+    def check(
+        self, power: Power, config: DecoderConfig, seed: int, shared_out: bool = False
+    ) -> Check:
+        """The comparison of one seed.
+
+        ``shared_out``: the backend takes parts of a loop side by side, so that what is computed in pieces on
+        some seed is on all.
+        """
         tensors = self.inputs(power, config, seed)
         rows = {name: rows_of(tensors, config) for name, rows_of in self.rows.items()}
         names, outputs = names_of(self.kernel), written(self.kernel)
         compared = [n for n in names if n in outputs | changed(self.kernel)]
         others = {name: t for name, t in tensors.items() if name not in names}
         rounded = torch.bfloat16 if config.dtype == "bf16" else None
-        bounded = rounded is not None and self.in_pieces(power, seed)
+        seeds = range(self.runs) if shared_out else (seed,)
+        bounded = rounded is not None and any(self.in_pieces(power, s) for s in seeds)
         precision = Precision(torch.float32, rounded, round_weights=rounded is not None and not bounded)
 
         def evaluate(values: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def attention_layer(
     v_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
     attended = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
     middle = pl.create_tensor([rows, width], DTYPE)
-    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, slot_mapping, rope_cos, rope_sin, q, k_new, v_new)
+    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, rope_cos, rope_sin, q, k_new, v_new)
     attended = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, attended)
     if GATE_HEADS > 0:
         gated = pl.create_tensor([rows, w_o.shape[1]], DTYPE)

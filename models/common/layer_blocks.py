@@ -56,11 +56,11 @@ def by_head(q: torch.Tensor, c: DecoderConfig) -> torch.Tensor:
 
 
 def rope(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """Per-head norms and RoPE of every row; one without a slot is turned by the angles of position 0."""
+    """Per-head norms and RoPE of every row; a position beyond the table is that of its end."""
     rows = len(v["qkv"])
     heads = p.rnd(v["qkv"].to(p.compute)).view(rows, -1, c.head_dim)
     _, q, k, new_v = heads.split([c.gate_heads, c.q_heads, c.kv_heads, c.kv_heads], dim=1)
-    at = torch.where(v["slot_mapping"] < 0, 0, v["positions"]).long()
+    at = v["positions"].long().clamp(0, len(v["rope_cos"]) - 1)
     cos, sin = v["rope_cos"][at], v["rope_sin"][at]
     q = eq.norm_rope(q, v["q_norm"], cos, sin, c.eps, p, gemma=c.gemma_norm)
     by_head(v["q"], c).copy_(q.view(rows, c.kv_heads, c.group, c.head_dim))

@@ -48,7 +48,6 @@ def rope(
     q_weight: pl.Tensor,
     k_weight: pl.Tensor,
     positions: pl.Tensor,
-    slot_mapping: pl.Tensor,
     rope_cos: pl.Tensor,
     rope_sin: pl.Tensor,
     q: pl.Tensor,
@@ -56,6 +55,8 @@ def rope(
     v_new: pl.Tensor,
 ):
     """Norm and rotate the q and k heads of every row, and round v; zero rows become zero rows.
+
+    A position beyond the table is taken for that of its end.
 
     `qkv` [T, (G + Q + 2 KV) D] fp32 with G gate heads first, which are left alone.  `q` [KV, T GROUP, D] has
     row t GROUP + g of each KV head: what the rows of a sequence ask of one KV head is one tile.  `k_new` and
@@ -68,9 +69,9 @@ def rope(
     for item in pl.spmd(rows * KV_HEADS, name_hint="rope"):
         t = item // KV_HEADS
         h = item % KV_HEADS
-        # A dead row, which has no slot, holds zeros: they stay zeros at any position
-        alive = pl.min(pl.max(pl.cast(pl.read(slot_mapping, [t]), pl.INDEX) + 1, 0), 1)
-        position = pl.cast(pl.read(positions, [t]), pl.INDEX) * alive
+        # A dead row's position may be anything: its zeros stay zeros by the angles of any row of the table
+        known = pl.min(pl.cast(pl.read(positions, [t]), pl.INDEX), pl.tensor.dim(rope_cos, 0) - 1)
+        position = pl.max(known, 0)
         half_cos = pl.slice(rope_cos, [1, HALF_DIM], [position, 0])
         half_sin = pl.slice(rope_sin, [1, HALF_DIM], [position, 0])
         cos = side_by_side(half_cos, half_cos)

@@ -97,14 +97,13 @@ def rope_entry(
     q_weight: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     k_weight: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     positions: pl.Tensor[[T], pl.INT32],
-    slot_mapping: pl.Tensor[[T], pl.INT32],
     cos: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     sin: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
     k_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
     v_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
 ):
-    q, k_new, v_new = rope(qkv, q_weight, k_weight, positions, slot_mapping, cos, sin, q, k_new, v_new)
+    q, k_new, v_new = rope(qkv, q_weight, k_weight, positions, cos, sin, q, k_new, v_new)
 
 
 @pl.jit
@@ -285,7 +284,7 @@ def rotated(x: Tensor, positions: Tensor, theta: float = 1e4) -> Tensor:
 
 
 def test_rope() -> None:
-    positions, slots = [0, 40, 1 << 20, 99], [PAGE + 3, 0, -1, 5 * PAGE + PAGE - 1]
+    positions = [0, 40, 1 << 20, 99]
     rows, live = len(positions), [0, 1, 3]
     qkv = random(rows, HEADS * HEAD_DIM, std=2.0)
     qkv[2] = 0.0  # as a dead row is, whose position may be anything
@@ -294,7 +293,7 @@ def test_rope() -> None:
     new = [torch.full((KV_HEADS, rows, HEAD_DIM), torch.nan) for _ in range(2)]
     q = torch.full((KV_HEADS, rows * Q_HEADS // KV_HEADS, HEAD_DIM), torch.nan)
     entry("rope_entry")(
-        qkv, q_weight, k_weight, ints(*positions), ints(*slots),
+        qkv, q_weight, k_weight, ints(*positions),
         angles.cos().float(), angles.sin().float(), q, *new,
     )  # fmt: skip
 

@@ -238,6 +238,6 @@ def test_balance_finds_a_planted_fault() -> None:
 
 def test_balance_of_items_finds_a_planted_fault() -> None:
     s = schedules("h200")["attention"]
-    assert item_traffic(s, [1] * 264, 132).imbalance == 1.0
-    assert item_traffic(s, [1] * 265, 132).imbalance > 1.4
+    assert item_traffic(replace(s, ctas=132), [1] * 264, 132).imbalance == 1.0
+    assert item_traffic(replace(s, ctas=132), [1] * 265, 132).imbalance > 1.4
     assert item_traffic(replace(s, ctas=66), [1] * 264, 132).imbalance == 2.0, "idle cores count"

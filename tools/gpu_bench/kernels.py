@@ -111,7 +111,7 @@ def bench_layer_without_attention(
     middle = pl.create_tensor([rows, HIDDEN], DTYPE)
     residual, normed = enter(hidden, input_norm, slot_mapping, cu_q, ctx, residual, normed)
     qkv = project_qkv(normed, w_qkv, qkv)
-    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, slot_mapping, rope_cos, rope_sin, q, k_new, v_new)
+    q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, rope_cos, rope_sin, q, k_new, v_new)
     for item in pl.spmd(rows * KV_HEADS, name_hint="write_kv"):
         t = item // KV_HEADS
         if sequence_of(t, slot_mapping, cu_q, ctx) >= 0:

@@ -82,14 +82,13 @@ def rope_entry(
     q_weight: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     k_weight: pl.Tensor[[1, HEAD_DIM], pl.FP32],
     positions: pl.Tensor[[T], pl.INT32],
-    slot_mapping: pl.Tensor[[T], pl.INT32],
     cos: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     sin: pl.Tensor[[POSITIONS, HALF_DIM], pl.FP32],
     q: pl.InOut[pl.Tensor[[KV_HEADS, QUERIES, HEAD_DIM], DTYPE]],
     k_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
     v_new: pl.InOut[pl.Tensor[[KV_HEADS, T, HEAD_DIM], DTYPE]],
 ):
-    q, k_new, v_new = rope(qkv, q_weight, k_weight, positions, slot_mapping, cos, sin, q, k_new, v_new)
+    q, k_new, v_new = rope(qkv, q_weight, k_weight, positions, cos, sin, q, k_new, v_new)
 
 
 @pl.jit
@@ -205,9 +204,9 @@ def test_rope_of_several_rows(model: dict[str, Any]) -> None:
     angles = torch.arange(200).double()[:, None] * 1e4 ** (-torch.arange(half).double() / half)
     new = [torch.full((kv_heads, step.rows, dim), torch.nan) for _ in range(2)]
     q = torch.full((kv_heads, step.rows * q_heads // kv_heads, dim), torch.nan)
-    positions[step.indices[0] < 0] = 1 << 20  # a dead row's may be anything
+    positions[step.dead] = torch.tensor([1 << 20, -7] * 5)[: len(step.dead)].int()  # may be anything
     entry("rope_entry", **model)(
-        qkv, *weights, positions, step.indices[0], angles.cos().float(), angles.sin().float(), q, *new
+        qkv, *weights, positions, angles.cos().float(), angles.sin().float(), q, *new
     )
 
     heads = qkv.view(step.rows, -1, dim)[live, gate:].double()

@@ -375,19 +375,18 @@ def test_full_size_compiles_without_warnings(platform: str, config: Config) -> N
 def test_attention_fills_the_cores(platform: str, lengths: tuple[int, ...]) -> None:
     """At full size a core gets at least two work items, as far as there are pages for them.
 
-    On a GPU two blocks share an SM: all waves together take no longer than equal parts of the pages would,
-    but for a page for each block.
+    On a GPU a block has an SM of its own: all waves together take no longer than equal parts of the pages
+    would, but for a page for each block.
     """
     target = program_on(platform).compiled.target
     pages = sum(math.ceil(n / FULL.page) for n in lengths)
     share = math.ceil(pages / constants(FULL, target.name)["TARGET_RUNS"])
     items = math.ceil(pages / share) * FULL.kv_heads
-    slots = 2 * target.cores
     if target.is_scratchpad:
-        assert items >= min(slots, pages * FULL.kv_heads)
+        assert items >= min(2 * target.cores, pages * FULL.kv_heads)
     else:
-        waves = math.ceil(items / slots)
-        assert waves * share <= pages * FULL.kv_heads / slots + waves
+        waves = math.ceil(items / target.cores)
+        assert waves * share <= pages * FULL.kv_heads / target.cores + waves
 
 
 # --------------------------------------------------------------------------------------------------
