@@ -63,10 +63,10 @@ class Kernel(Names):
         ahead: Ahead = NOTHING,
         stamps: str = "",
         alias: Mapping[Var, frozenset[Var]] = {},
-        together: frozenset[int] = frozenset(),
+        together: frozenset[Var] = frozenset(),
     ) -> None:
         super().__init__(views, alias, Text())
-        self.together = together  # loops, by identity, that the warps do not take in turns
+        self.together = together  # loops, by their variables, that the warps do not take in turns
         self.turns: dict[int, OnlineSoftmax] = {}  # loops, by identity, that they do
         self.operands: dict[Var, str] = {}  # of products, that a loop in turns keeps in registers
         self.handlers = handlers

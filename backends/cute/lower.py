@@ -215,13 +215,18 @@ class Lowering(Orchestration):
     def by_blocks(self, p: Part, begin: Callable[[Kernel, Var | None], None] = own_blocks) -> Kernel:
         """The region with one block of the GPU for each of its own."""
         # What the tiles leave of shared memory goes to loads that run ahead: first see what that is
-        trial = guarded(p, 1 << 40, self.stamps(), begin)
-        fixed = trial.buffers.bytes - trial.ring_bytes
-        room = self.limit - RESERVED - fixed
-        half = self.limit // 2 - RESERVED - fixed
-        if trial.stage_bytes and half // trial.stage_bytes >= 3:
-            room = half  # two blocks share a core, and one computes while the other waits
-        kernel = guarded(p, room, self.stamps(), begin)
+        together: frozenset[Var] = frozenset()
+        while True:
+            trial = guarded(p, 1 << 40, self.stamps(), begin, together)
+            fixed = trial.buffers.bytes - trial.ring_bytes
+            room = self.limit - RESERVED - fixed
+            half = self.limit // 2 - RESERVED - fixed
+            if trial.stage_bytes and half // trial.stage_bytes >= 3:
+                room = half  # two blocks share a core, and one computes while the other waits
+            kernel = guarded(p, room, self.stamps(), begin, trial.together)
+            if kernel.together == trial.together:
+                break
+            together = kernel.together  # a loop that has no room for turns: its tiles are others
         if kernel.buffers.bytes > self.limit - RESERVED:
             took, room = kernel.buffers.bytes, self.limit - RESERVED
             why = f"its tiles take {took} bytes of shared memory, and a block has {room}"
@@ -381,11 +386,16 @@ def written_by(shares: Sequence[Share]) -> frozenset[Var] | None:
     return None if any(k.chosen for k in kernels) else frozenset(v for k in kernels for v in changed(k))
 
 
-def guarded(p: Part, room: int, stamps: str, begin: Callable[[Kernel, Var | None], None]) -> Kernel:
+def guarded(
+    p: Part,
+    room: int,
+    stamps: str,
+    begin: Callable[[Kernel, Var | None], None],
+    together: frozenset[Var] = frozenset(),
+) -> Kernel:
     """The region block by block, under the conditions around it, each behind the statements under it."""
     state = p.state
     prelude, body = p.around.statements(state)
-    together: frozenset[int] = frozenset()
     while True:
         kernel = Kernel(state.views, HANDLERS, room, p.ahead, stamps, state.alias, together)
         begin(kernel, p.region.block)

@@ -37,20 +37,20 @@ MOST_HELD = 128  # registers of what a warp carries with the operands that it ke
 
 
 class Together(Exception):
-    """A loop, by identity, that the warps of a block cannot take in turns."""
+    """A loop, by its variable, that the warps of a block cannot take in turns."""
 
-    def __init__(self, loop: int) -> None:
+    def __init__(self, loop: Var) -> None:
         super().__init__(loop)
         self.loop = loop
 
 
-def loops_in_turns(body: Block, apart: frozenset[int]) -> Iterator[tuple[int, OnlineSoftmax]]:
-    """The loops of a block that may be taken in turns, by identity, without those of ``apart``."""
+def loops_in_turns(body: Block, apart: frozenset[Var]) -> Iterator[tuple[int, OnlineSoftmax]]:
+    """The loops of a block that may be taken in turns, by identity, without those over ``apart``."""
     for s in body:
         if isinstance(s, If):
             yield from loops_in_turns((*s.then, *s.orelse), apart)
         elif isinstance(s, For):
-            found = online_softmax(s) if s.kind is LoopKind.PIPELINE and id(s) not in apart else None
+            found = online_softmax(s) if s.kind is LoopKind.PIPELINE and s.var not in apart else None
             if found is not None and all(map(of_one_warp, lets(s.body))):
                 yield id(s), found
             else:
@@ -86,14 +86,14 @@ class OwnRing(Staged):
         """As many warps as have room for two slots each, and slots until the block has ENOUGH."""
         found = run_ahead(k, s)
         if found is None:
-            raise Together(id(s))
+            raise Together(s.var)
         loads, scalars, size = found
         takers = WARPS
         while takers > 1 and k.room < 2 * takers * size:
             takers //= 2
         stages = min(MOST_STAGES, max(2, -(-ENOUGH // (takers * size))), k.room // (takers * size))
         if takers == 1 or stages < 2:
-            raise Together(id(s))
+            raise Together(s.var)
         return OwnRing(loads, scalars, stages, warps=1, takers=takers)
 
     def at(self, place: Shared, tile: Tile, slot: str) -> str:
@@ -142,7 +142,7 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
     carried = (softmax.maximum, *softmax.sums)
     spare = MOST_HELD - sum(held_by(k.plan.of(c.param)) for c in carried)
     if spare < 0:
-        raise Together(id(s))
+        raise Together(s.var)
     for x in dict.fromkeys(operands_of(s.body)):
         if x in k.tiles:
             keep_operand(k, x, spare)
@@ -163,7 +163,7 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
             k.assign(value, own[c.param], c.param)
         ring.leave(k)
     if any(line.strip() == BARRIER for line in t.lines[head:]):
-        raise Together(id(s))  # something in it needs the whole block
+        raise Together(s.var)  # something in it needs the whole block
     k.tiles = outer
     t.line("cute.arch.cp_async_wait_group(0)")
     t.line(BARRIER)
@@ -189,7 +189,7 @@ def accumulated(body: Block, count: Mapping[Expr, int]) -> Block:
             continue
         for onto, value in (x.args, x.args[::-1]):
             found = only(value)
-            if found and isinstance(onto, Var):
+            if found and isinstance(onto, Var) and isinstance(onto.type, TileType):
                 lhs, rhs, b_trans = (found[0].arg(n) for n in ("lhs", "rhs", "b_trans"))
                 sums = REGISTRY["matmul_acc"]
                 changed[id(x)] = replace(x, op=sums, args=(onto, lhs, rhs, False, b_trans, None))
@@ -202,7 +202,7 @@ def one_warp(k: Kernel, c: Carried, start: str, s: For) -> Tile:
     """What a warp carries, from ``start`` on."""
     layout, kind = k.plan.of(c.param), c.param.type
     if layout is None or not isinstance(kind, TileType):
-        raise Together(id(s))
+        raise Together(s.var)
     tile = k.registers(c.param.name, FP32, kind.shape, layout, start)
     return Tile(
         tile.shape,
@@ -251,8 +251,10 @@ def product(k: Kernel, s: Let, layout: Fragment) -> Tile:
     start = "Float32(0.0)" if s.op.name == "matmul" else ""
     sums = k.registers(s.result.name, FP32, (m, layout.columns), layout, start)
     if not start:
+        acc = k.tile(s.arg("acc"))
         with k.fragments(layout) as (i, at):
-            t.line(f"{sums.registers}[{i}] = {k.tile(s.arg('acc')).value(t, at)}")
+            value = k.guarded(acc, at) if acc.reads else acc.value(t, at)
+            t.line(f"{sums.registers}[{i}] = {value}")
     right = f"{b.shared.name}, {b.shared.pitch}, {b_trans}"
     t.line(f"{call}({left}, {right}, {sums.registers}, {m}, {layout.columns}, {depth})")
     out = s.result.type

@@ -65,10 +65,13 @@ def online_softmax(s: For) -> OnlineSoftmax | None:
     if not all(isinstance(c.param.type, TileType) and c.param.type.dtype == FP32 for c in s.carried):
         return None
     made: dict[object, Let] = {r: x for x in s.body if isinstance(x, Let) for r in x.results}
-    maxima = [c for c in s.carried if _is_maximum(c, made)]
+    maxima = [(c, y) for c in s.carried if (y := _new_maximum(c, made)) is not None]
     if len(maxima) != 1:
         return None
-    (maximum,) = maxima
+    ((maximum, new),) = maxima
+    kind = maximum.param.type
+    if not isinstance(kind, TileType) or kind.rank != 2 or kind.shape[1] != 1:
+        return None
     sums = tuple(c for c in s.carried if c is not maximum)
     roles: dict[object, Role] = dict.fromkeys((c.param for c in sums), Role.SUM)
     roles[maximum.param] = Role.OLD
@@ -79,7 +82,7 @@ def online_softmax(s: For) -> OnlineSoftmax | None:
         if not isinstance(x, Let) or len(x.results) != 1 or _changes(x):
             return None
         role, of = _role(x, roles, sum_of)
-        if role is None:
+        if role is None or (role is Role.NEW and x.op.name == "maximum" and x is not new):
             return None
         roles[x.result] = role
         if of is not None:
@@ -94,11 +97,12 @@ def _changes(x: Let) -> bool:
     return x.op.mutates is not None or any(a.effect is not Effect.READ for a in x.op.access(x))
 
 
-def _is_maximum(c: Carried, made: dict[object, Let]) -> bool:
+def _new_maximum(c: Carried, made: dict[object, Let]) -> Let | None:
+    """The statement that makes the next value of what a loop carries, if that is a running maximum."""
     let = made.get(c.next)
     while let is not None and let.op.name == "move":
         let = made.get(let.args[0])
-    return let is not None and let.op.name == "maximum" and c.param in let.args
+    return let if let is not None and let.op.name == "maximum" and c.param in let.args else None
 
 
 def _role(x: Let, roles: dict[object, Role], sum_of: dict[object, Var]) -> tuple[Role | None, Var | None]:

@@ -1,6 +1,6 @@
 """The blocks of a decoder with full attention, each as a kernel of its own.
 
-pypto-models check models/common/block_kernels.py
+    pypto-models check models/common/block_kernels.py
 """
 
 from __future__ import annotations

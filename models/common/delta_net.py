@@ -219,10 +219,9 @@ def delta_rule(
         first = pl.cast(pl.read(starts, [s, 1]), pl.INDEX)
         rows = pl.cast(pl.read(starts, [s, 2]), pl.INDEX)
         if SPAN == 1:
-            rows = pl.min(
-                rows, 1
-            )  # no loop: more rows are never written, and whatever reads them is an error
-        if slot >= 0 and first >= 0 and rows > 0:  # all three are asked for before one is waited for
+            rows = pl.min(rows, 1)  # no loop: of more, none is written, and whatever reads one is an error
+        # All three are asked for before one is waited for
+        if slot >= 0 and first >= 0 and rows > 0:
             memory = pl.slice(state, [K_DIM, V_TILE], [(slot * V_HEADS + head) * K_DIM, value])
             for j in pl.range(rows):
                 t = first + j

@@ -1,15 +1,18 @@
 """Emitted kernels on the CPU: a Python thread for each thread of a block, and the DSL's names in NumPy.
 
-It covers what kernels block by block of fp32 and bf16 tiles are written with, without products and copies.
-Shared memory begins as NaN, so that whatever is read before it is written shows.
+It covers what kernels block by block of fp32 and bf16 tiles are written with.  Shared memory and registers
+begin as NaN, and an asynchronous copy is made when its thread waits for it, so that whatever is read before
+it is there shows.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 import threading
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,24 +24,48 @@ DEVICE = Path(__file__).parents[3] / "backends" / "cute" / "device"
 
 
 class Pointer:
-    def __init__(self, array: Any, at: int = 0) -> None:
-        self.array, self.at = array, at
+    """An element lies where its first byte does: ``size`` places for each, one outside of shared memory."""
+
+    dtype = np.float32
+
+    def __init__(self, array: Any, at: int = 0, size: int = 1) -> None:
+        self.array, self.at, self.size = array, at, size
 
     def __add__(self, n: int) -> Pointer:
-        return Pointer(self.array, self.at + int(n))
+        return Pointer(self.array, self.at + int(n) * self.size, self.size)
 
     def __getitem__(self, n: int) -> Any:
-        assert 0 <= self.at + n < len(self.array), "outside of the tensor"
-        return self.array[self.at + n]
+        return self.array[self.place(n)]
 
     def __setitem__(self, n: int, value: Any) -> None:
-        assert 0 <= self.at + n < len(self.array), "outside of the tensor"
-        self.array[self.at + n] = value
+        self.array[self.place(n)] = value
+
+    def place(self, n: int) -> int:
+        at = self.at + n * self.size
+        assert 0 <= at < len(self.array), "outside of the tensor"
+        return at
+
+    def aligned(self, count: int) -> bool:
+        return self.at % (count * self.size) == 0
 
 
 class Registers(list[Any]):
     def fill(self, value: Any) -> None:
         self[:] = [value] * len(self)
+
+    @property
+    def iterator(self) -> Pointer:
+        return Pointer(self)
+
+
+class Pairs:
+    """Registers of two elements each."""
+
+    def __init__(self, registers: Registers) -> None:
+        self.registers = registers
+
+    def __setitem__(self, n: int, value: tuple[Any, Any]) -> None:
+        self.registers[2 * n : 2 * n + 2] = value
 
 
 def bfloat16(x: Any = 0.0) -> Any:
@@ -47,8 +74,11 @@ def bfloat16(x: Any = 0.0) -> Any:
     return np.uint32((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
+BYTES = {np.float32: 4, bfloat16: 2}
+
+
 def move(pointer: Pointer, registers: Registers, at: int, count: int, load: bool) -> None:
-    assert pointer.at % count == 0, "a run that is not aligned"
+    assert pointer.aligned(count), "a run that is not aligned"
     for i in range(count):
         if load:
             registers[at + i] = pointer[i]
@@ -65,19 +95,59 @@ class Block:
         self.barriers = 0  # that thread 0 has come to
         self.warps = [threading.Barrier(32) for _ in range(THREADS // 32)]
         self.given: list[Any] = [None] * THREADS
-        self.shared = np.full(1 << 14, np.nan, np.float32)
+        self.shared = np.full(1 << 18, np.nan, np.float32)  # by bytes
 
     def meet(self) -> None:
         self.barriers += self.own.tid == 0
         self.barrier.wait()
 
-    def shuffle(self, value: Any, distance: int) -> Any:
-        tid, warp = self.own.tid, self.warps[self.own.tid // 32]
+    def exchange(self, value: Any) -> list[Any]:
+        """What the threads of a warp give."""
+        tid = self.own.tid
+        first, warp = tid // 32 * 32, self.warps[tid // 32]
         self.given[tid] = value
         warp.wait()
-        other = self.given[tid ^ distance]
+        found = self.given[first : first + 32]
         warp.wait()
-        return other
+        return found
+
+    def shuffle(self, value: Any, distance: int) -> Any:
+        return self.exchange(value)[self.own.tid % 32 ^ distance]
+
+    # --- asynchronous copies
+    def copy_16(self, source: Pointer, to: Pointer, live: int) -> None:
+        count = 16 // to.size
+        assert source.aligned(count) and to.aligned(count), "a copy that is not aligned"
+        self.own.asked.append((source, to, count, live))
+
+    def commit(self) -> None:
+        self.own.groups.append(self.own.asked)
+        self.own.asked = []
+
+    def wait(self, most: int) -> None:
+        while len(self.own.groups) > most:
+            for source, to, count, live in self.own.groups.pop(0):
+                for i in range(count):
+                    to[i] = source[i] if live else 0.0
+
+    # --- tensor cores, as the PTX manual deals their matrices to lanes
+    def load_matrices(self, count: int, trans: bool, pointer: Pointer) -> list[tuple[Any, Any]]:
+        """ldmatrix: lane i gives row i % 8 of matrix i // 8 and gets two elements of each."""
+        assert pointer.aligned(8), "a row that is not aligned"
+        rows, (g, t) = self.exchange(pointer), divmod(self.own.tid % 32, 4)
+        if trans:
+            return [(rows[8 * n + 2 * t][g], rows[8 * n + 2 * t + 1][g]) for n in range(count)]
+        return [(rows[8 * n + g][2 * t], rows[8 * n + g][2 * t + 1]) for n in range(count)]
+
+    def multiply(self, _: Any, to: Pointer, a: Pointer, b: Pointer, sums: Pointer) -> None:
+        """mma.m16n8k16."""
+        given = self.exchange(([a[i] for i in range(8)], [b[i] for i in range(4)]))
+        g, t = divmod(self.own.tid % 32, 4)
+        depth = [(h, s, e) for h in range(2) for s in range(4) for e in range(2)]  # 8 h + 2 s + e
+        for i in range(4):
+            row = [float(given[4 * g + s][0][4 * h + 2 * (i // 2) + e]) for h, s, e in depth]
+            column = [float(given[4 * (2 * t + i % 2) + s][1][2 * h + e]) for h, s, e in depth]
+            to[i] = np.float32(sums[i] + sum(map(operator.mul, row, column)))
 
     def names(self) -> dict[str, Any]:
         """What the emitted text and the device code call."""
@@ -87,35 +157,52 @@ class Block:
             lane_idx=lambda: self.own.tid % 32,
             make_warp_uniform=lambda x: x,
             sync_threads=self.meet,
+            sync_warp=lambda: self.exchange(None),
+            cp_async_commit_group=self.commit,
+            cp_async_wait_group=self.wait,
             shuffle_sync_bfly=self.shuffle,
             griddepcontrol_wait=lambda: None,
             griddepcontrol_launch_dependents=lambda: None,
         )
         cute = SimpleNamespace(
-            arch=arch, kernel=lambda f: f, jit=lambda f: f, Pointer=Pointer, Tensor=Registers,
-            make_layout=lambda n: n, make_rmem_tensor=lambda n, _: Registers([np.float32(np.nan)] * n),
-            recast_ptr=lambda p, dtype: Pointer(p.array, p.at // 4),
+            arch=arch, kernel=lambda f: f, jit=lambda f: f, math=SimpleNamespace(exp=np.exp),
+            make_layout=lambda shape, stride=None: shape,
+            make_rmem_tensor=lambda n, _: Registers([np.float32(np.nan)] * n),
+            make_tensor=lambda p, _: p, recast_tensor=lambda r, _: Pairs(r),
+            recast_ptr=lambda p, dtype: Pointer(p.array, p.at, BYTES[dtype]),
+            make_mma_atom=lambda _: None, gemm=self.multiply,
+            nvgpu=SimpleNamespace(warp=SimpleNamespace(MmaF16BF16Op=lambda *_: None)),
         )  # fmt: skip
         cutlass = SimpleNamespace(
             range=lambda a, b, step=1, unroll=1: range(a, b, step), range_constexpr=range, Constexpr=int,
             const_expr=lambda x: x,
         )  # fmt: skip
-        block = SimpleNamespace(
-            THREADS=THREADS, element=lambda p, at: p + at,
-            load_run=lambda p, r, at, n: move(p, r, at, n, True),
-            store_run=lambda p, r, at, n: move(p, r, at, n, False),
-            larger=lambda a, b: b if b > a else a, smaller=lambda a, b: b if b < a else a,
-        )  # fmt: skip
         memory = SimpleNamespace(allocate_tensor=lambda *_: SimpleNamespace(iterator=Pointer(self.shared)))
         names: dict[str, Any] = {
-            "cute": cute, "cutlass": cutlass, "block": block, "Any": Any,
+            "cute": cute, "cutlass": cutlass,
             "utils": SimpleNamespace(SmemAllocator=lambda: memory),
             "select_": lambda condition, a, b: a if condition else b,
             "Float32": np.float32, "BFloat16": bfloat16, "Int8": int, "Int32": int, "Int64": int,
         }  # fmt: skip
-        device = dict(names)
-        exec(re.sub(r"^(import|from) .*$", "", (DEVICE / "across.py").read_text(), flags=re.M), device)
-        return {**names, "across": SimpleNamespace(**device)}
+        written = {
+            "element": lambda p, at: p + at,
+            "_move_run": move,
+            "copy_16": self.copy_16,
+            "load_matrix_4": partial(self.load_matrices, 4, False),
+            "load_matrix_4_trans": partial(self.load_matrices, 4, True),
+        }
+        block = device("block", names, written)
+        other = {**vars(block), "block": block}
+        return {**names, "block": block, **{n: device(n, other, {}) for n in ("across", "fragments")}}
+
+
+def device(module: str, names: dict[str, Any], ptx: dict[str, Any]) -> SimpleNamespace:
+    """A module of device code with ``names`` in place of its imports, and ``ptx`` of its functions in PTX."""
+    text = re.sub(r"^(import|from) .*$", "", (DEVICE / f"{module}.py").read_text(), flags=re.M)
+    found = dict(names)
+    exec("from __future__ import annotations\n" + text, found)
+    found.update(ptx)
+    return SimpleNamespace(**found)
 
 
 def run(text: str, name: str, blocks: int, *arguments: Any) -> int:
@@ -128,7 +215,7 @@ def run(text: str, name: str, blocks: int, *arguments: Any) -> int:
     errors: list[str] = []
 
     def thread(tid: int) -> None:
-        block.own.tid = tid
+        block.own.tid, block.own.asked, block.own.groups = tid, [], []
         try:
             for cta in range(blocks):
                 block.own.cta = cta

@@ -10,9 +10,13 @@ import pytest
 import pypto_models.language as pl
 from backends.cute.compiler import CuteToolchain
 from backends.cute.lower import lower
+from backends.cute.waiting import readers
 from backends.gpu.module import Module
+from backends.gpu.scan import lets
 from backends.gpu.toolchain import Refusal, Unit
 from pypto_models.compile import lower_function
+from pypto_models.ir.nodes import Region
+from pypto_models.ir.rewrite import walk
 from pypto_models.target import load_target
 
 from . import norm_kernels as versions
@@ -144,6 +148,49 @@ def test_when_the_first_loads_begin_before_the_wait(case: str) -> None:
     assert rings_before_the_wait(text_of(lowered(*parts), "take")) == expected
 
 
+def entries(*trip: str, before: str = "", after: str = "", last: str = "n") -> str:
+    """A region whose blocks take as many entries as an element of a tensor says, with a K loop for each."""
+    _, body = take(*trip).replace("b * 16", "e * 16").split("\n", 1)
+    head = f"last = pl.cast(pl.read({last}, [b]), pl.INDEX)\n{before}\nfor e in pl.range(b, last):\n"
+    inner = f"{head}{textwrap.indent(textwrap.dedent(body), '    ')}{after}\n"
+    return "for b in pl.spmd(4, name_hint='take'):\n" + textwrap.indent(inner, "    ")
+
+
+def test_a_loop_over_entries_begins_its_ring_before_the_wait_in_every_trip() -> None:
+    kernel = text_of(lowered(FIRST, entries()), "take")
+    trip = kernel.index(" for e in ")
+    before, _, behind = kernel[trip:].partition(WAIT)
+    assert len(re.findall(RING, before)) == 3 and re.search(RING, behind)
+    assert WAIT not in kernel[:trip] and not re.search(RING, kernel[:trip])
+    assert "(q +" not in before and "(y" not in before  # what the kernel before makes, and what this one does
+    waits = re.findall(r"^( +)cute\.arch\.griddepcontrol_wait", kernel, flags=re.MULTILINE)
+    assert [len(x) for x in waits] == [8, 4]  # in every trip, and behind them: there may be none
+
+
+SUM = "    total = pl.add(total, acc)\npl.assemble(z, total, [b * 16, 0])"
+MADE = (
+    "m = pl.create_tensor([4], pl.INT32)\n",
+    "for b in pl.spmd(4, name_hint='count'):\n    pl.write(m, [b], pl.cast(b, pl.INT32))\n",
+)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(
+            (FIRST, entries(before="total = pl.full([16, 64], pl.FP32, 0.0)", after=SUM)),
+            id="it carries something",
+        ),
+        pytest.param((*MADE, FIRST, entries(last="m")), id="its length is made before"),
+        pytest.param((FIRST, entries(before=PUT)), id="behind a store"),
+    ],
+)
+def test_other_loops_wait_before_their_first_trip(parts: tuple[str, ...]) -> None:
+    kernel = text_of(lowered(*parts), "take")
+    assert kernel.count(WAIT) == 1 and kernel.index(WAIT) < kernel.index(" for e in ")
+    assert len(re.findall(RING, kernel)) == 4
+
+
 # --------------------------------------------------------------------------------------- what it may count on
 READ_AHEAD: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "one before that surely runs": ((FIRST, take()), ()),
@@ -213,9 +260,66 @@ def test_small_tiles_behind_the_wait_do_not() -> None:
     assert "load_rows" not in text_of(lowered(neg("before", "z", "z"), FIRST, take(*behind, *SCALED)), "take")
 
 
+OFTEN = ("left = pl.slice(z, [16, 64], [0, 0])", "right = pl.slice(z, [16, 64], [16, 0])")
+TWICE = "pl.mul(pl.mul(left, left), pl.mul(right, right))"
+ONCE = "pl.mul(left, right)"
+
+
+def put_in_x(what: str) -> str:
+    return f"pl.assemble(x, pl.cast({what}, pl.BF16, mode='rint'), [0, 0])"
+
+
+def test_tiles_that_are_read_often_come_together_behind_the_wait() -> None:
+    kernel = text_of(lowered(neg("before", "z", "z"), FIRST, take(*OFTEN, after=put_in_x(TWICE))), "take")
+    before, behind = kernel.split(WAIT)
+    assert not re.search(r"block\.(load|put)_rows", before)
+    order = re.findall(r"block\.load_rows\(\((\w+)|block\.put_rows\((\w+)|(sync_threads)|(for k in)", behind)
+    found = ["".join(x) for x in order]
+    # the first barrier is theirs, the second that of the product's operand
+    expected = ["z", "z", "left_held", "right_held", "sync_threads", "sync_threads", "for k in"]
+    assert found[: len(expected)] == expected
+    assert not re.search(r"block\.element\(z\b", kernel)  # nobody reads them again
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(take(*OFTEN, after=put_in_x(ONCE)), id="read once"),
+        pytest.param(take(*OFTEN, after=put_in_x("pl.mul(pl.exp(left), right)")), id="through others"),
+        pytest.param(
+            take("left = pl.slice(z, [64, 64], [0, 0])", after="pl.assemble(y, pl.mul(left, left), [0, 0])"),
+            id="large",
+        ),
+        pytest.param(
+            take(*OFTEN, after=put_in_x(TWICE).replace("(x", "(z").replace("pl.BF16", "pl.FP32")),
+            id="written here",
+        ),
+    ],
+)  # fmt: skip
+def test_others_do_not(body: str) -> None:
+    kernel = text_of(lowered(neg("before", "z", "z"), FIRST, body), "take")
+    assert "load_rows" not in kernel and "put_rows" not in kernel
+
+
 def test_large_tiles_do_not() -> None:
     large = ("left = pl.slice(keys, [16, 64], [0, 0])", "pl.assemble(z, pl.cast(left, pl.FP32), [b * 16, 0])")
     assert "load_rows" not in text_of(lowered(FIRST, take(*large)), "take")
+
+
+def test_how_often_a_tile_is_read() -> None:
+    """An operand of a product has a copy of its own."""
+    square = "pl.matmul(half, half, b_trans=True, out_dtype=pl.FP32)"
+    for what, times in (("pl.mul(half, half)", 2), ("half", 1), (square, 0)):
+        text = HEAD + textwrap.indent(
+            take("half = pl.slice(x, [16, 64], [0, 0])", after=put_in_x(what)), "    "
+        )
+        text = text.replace("pl.assemble(x, pl.cast(half,", "pl.assemble(x, pl.cast(pl.neg(half),")
+        body = lower_function(pl.parse(text, "kernel"), H200).function.body
+        (region,) = (s for s in walk(body) if isinstance(s, Region))
+        (half,) = (
+            r for x in lets(region.body) for r in x.results if x.op.name == "load" and r.name == "half"
+        )
+        assert readers(region.body, half) == times
 
 
 # --------------------------------------------------------------------------------------------- scratch

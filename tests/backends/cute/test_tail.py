@@ -12,6 +12,7 @@ import pytest
 
 import pypto_models.language as pl
 from backends.cute.compiler import CuteToolchain
+from backends.cute.layouts import THREADS
 from backends.cute.lower import lower
 from backends.cute.tail import clearing, resident
 from backends.gpu.module import KernelSource, Launch, Module, count
@@ -91,7 +92,7 @@ def test_it_compiles(target: str) -> None:
         assert not isinstance(code, Refusal), code
         for name, kernel in code.items():
             used = kernel.resources
-            assert ".local" not in kernel.text and used.local_bytes == 0 and 8 <= used.registers <= 128, name
+            assert ".local" not in kernel.text and used.local_bytes == 0, name
             assert "ld.global.nc" not in kernel.text, name
             if "_then_" in name:
                 tails += 1
@@ -99,7 +100,9 @@ def test_it_compiles(target: str) -> None:
                 acquire = kernel.text.index("ld.acquire.gpu.global")
                 around = [m.start() for m in re.finditer(r"bar\.sync", kernel.text)]
                 assert any(x < add for x in around) and any(x > acquire for x in around), name
-                assert ".minnctapersm 2" in kernel.text, name
+                here = int(re.search(r"\.minnctapersm (\d+)", kernel.text)[1])  # type: ignore[index]
+                assert here == (1 if "attention" in name else 2), name
+                assert 8 <= used.registers <= 65536 // (THREADS * here), name
     assert tails == 1 + (target == "h200")
 
 

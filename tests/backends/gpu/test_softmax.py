@@ -196,9 +196,6 @@ def test_it_is_not(case: str) -> None:
     assert online_softmax(loop_of(*NONE[case])) is None
 
 
-@pytest.mark.xfail(
-    strict=True, reason="which of two maxima with the old one a value is relative to is not told apart"
-)
 @pytest.mark.parametrize("case", ANOTHER)
 def test_it_is_not_with_another_maximum(case: str) -> None:
     assert online_softmax(loop_of(*ANOTHER[case])) is None
