@@ -193,6 +193,11 @@ class Kernel(Names):
         self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
         return [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
 
+    @property
+    def taken_in_turns(self) -> list[Var]:
+        """The variables of the loops that the warps take in turns."""
+        return [x.loop for x in self.turns.values()]
+
     def ring(self, s: For) -> Staged | None:
         """The ring of a loop, if its loads may run ahead."""
         if s.kind is not LoopKind.PIPELINE:
@@ -458,6 +463,8 @@ class Kernel(Names):
         """The tile in registers; a FREE one takes ``layout``, and ``fresh`` ones are no other tile's."""
         layout = layout or tile.layout
         assert layout is not None
+        if tile.layout not in (None, layout):
+            tile = self.stored(tile, name)
         if tile.registers and tile.layout == layout and not fresh:
             return tile
         new = replace(self.registers(name, tile.dtype, tile.shape, layout), valid=tile.valid)

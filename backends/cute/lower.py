@@ -224,9 +224,13 @@ class Lowering(Orchestration):
             if trial.stage_bytes and half // trial.stage_bytes >= 3:
                 room = half  # two blocks share a core, and one computes while the other waits
             kernel = guarded(p, room, self.stamps(), begin, trial.together)
-            if kernel.together == trial.together:
+            # Loops that have no room for turns, or not beside others: their tiles are others
+            left = kernel.together - trial.together
+            if not left and kernel.buffers.bytes > self.limit - RESERVED:
+                left = frozenset(kernel.taken_in_turns[:1])
+            if not left:
                 break
-            together = kernel.together  # a loop that has no room for turns: its tiles are others
+            together = trial.together | left
         if kernel.buffers.bytes > self.limit - RESERVED:
             took, room = kernel.buffers.bytes, self.limit - RESERVED
             why = f"its tiles take {took} bytes of shared memory, and a block has {room}"

@@ -165,6 +165,7 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
     if any(line.strip() == BARRIER for line in t.lines[head:]):
         raise Together(s.var)  # something in it needs the whole block
     k.tiles = outer
+    k.operands.clear()
     t.line("cute.arch.cp_async_wait_group(0)")
     t.line(BARRIER)
     join(k, softmax, own, ring.takers)

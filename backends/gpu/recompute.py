@@ -193,8 +193,8 @@ def needed(boxes: dict[Var, Box], c: Region) -> Expr | None:
     for s in walk(c.body):
         if not isinstance(s, Let) or boxes.keys().isdisjoint(x for x in s.args if isinstance(x, Var)):
             continue
-        if s.op.name != "load" or s.args[0] not in boxes:
-            return None
+        if s.op.name != "load" or s.args[0] not in boxes or s.arg("clamp"):
+            return None  # a clamped load may lie in no block at all
         box = boxes[s.args[0]]
         for found, valid, d, step, extent in zip(
             offset(s), valids(s), box.digits, box.steps, box.extents, strict=True
@@ -275,6 +275,8 @@ def inlined(
         if then is None or orelse is None:
             return None
         return (*body[:at], replace(s, then=then, orelse=orelse), *body[at + 1 :])
+    if all(isinstance(body[i], If) for i in reading):  # it may be that no block of the producer is meant
+        return None
     late = {v for x in walk(body[at:]) for v in (*defs(x), *inner_defs(x))}
     if not late.isdisjoint(free_vars(block)):
         if not isinstance(s, For) or not repeats(s):
@@ -301,7 +303,7 @@ def forwarded(own: Block, body: Block, boxes: dict[Var, Box], env: dict[Var, Exp
         if not isinstance(s, Let):
             return with_children(s, tuple(tuple(map(one, inner)) for inner in children(s)))
         tile = stored.get(s.args[0]) if s.op.name == "load" else None
-        if tile is None or s.arg("clamp"):
+        if tile is None:
             return s
         box = boxes[s.args[0]]  # type: ignore[index]
         axes = zip(offset(s), box.digits, box.steps, strict=True)

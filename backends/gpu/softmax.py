@@ -21,8 +21,9 @@ from pypto_models.ops.registry import Effect, OpDef
 
 @dataclass(frozen=True)
 class OnlineSoftmax:
-    """What such a loop carries."""
+    """What such a loop, over ``loop``, carries."""
 
+    loop: Var
     maximum: Carried
     sums: tuple[Carried, ...]
 
@@ -88,7 +89,7 @@ def online_softmax(s: For) -> OnlineSoftmax | None:
         if of is not None:
             sum_of[x.result] = of
     ends = all(roles.get(c.next) is Role.NEXT and sum_of[c.next] == c.param for c in sums)
-    return OnlineSoftmax(maximum, sums) if ends and roles.get(maximum.next) is Role.NEW else None
+    return OnlineSoftmax(s.var, maximum, sums) if ends and roles.get(maximum.next) is Role.NEW else None
 
 
 def _changes(x: Let) -> bool:

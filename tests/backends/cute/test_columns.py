@@ -101,6 +101,54 @@ def test_statistics_of_columns_are_right(depth: int, width: int, how: str) -> No
         assert barriers <= 2  # one for each tile
 
 
+CARRIED = 0
+
+
+@pl.jit
+def rows_carried(
+    x: pl.Tensor[[DEPTH, COLUMNS], pl.FP32],
+    r: pl.Tensor[[2, COLUMNS], pl.FP32],
+    n: pl.Tensor[[1], pl.INT32],
+    y: pl.Out[pl.Tensor[[2, COLUMNS], pl.FP32]],
+):
+    """Rows that a loop carries or a branch merges, some from memory and some of a statistic."""
+    for _ in pl.spmd(1, name_hint="rows_carried"):
+        count = pl.cast(pl.read(n, [0]), pl.INDEX)
+        a = pl.slice(r, [1, COLUMNS], [0, 0])
+        b = pl.slice(r, [1, COLUMNS], [1, 0])
+        if CARRIED == 0:
+            for j in pl.range(count):
+                a = pl.add(b, pl.col_sum(pl.slice(x, [32, COLUMNS], [j * 32, 0])))
+        elif CARRIED == 1:
+            for j in pl.range(count):
+                total = pl.add(a, pl.col_sum(pl.slice(x, [32, COLUMNS], [j * 32, 0])))
+                a = b
+                b = total
+        else:
+            if count > 1:
+                a = pl.col_sum(pl.slice(x, [32, COLUMNS], [0, 0]))
+        pl.assemble(y, a, [0, 0])
+        pl.assemble(y, b, [1, 0])
+
+
+@pytest.mark.parametrize("trips", [0, 1, 2, 4])
+@pytest.mark.parametrize("carried", [0, 1, 2], ids=["next", "swapped", "merged"])
+def test_a_row_may_come_from_memory_or_from_a_statistic(carried: int, trips: int) -> None:
+    kernel = kernel_of(rows_carried, CARRIED=carried, COLUMNS=64, DEPTH=128)
+    random = np.random.default_rng(1)
+    x, r = (random.standard_normal((h, 64)).astype(np.float32) for h in (128, 2))
+    y = np.full((2, 64), np.nan, np.float32)
+    given = {"x": x.ravel(), "r": r.ravel(), "n": np.array([trips]), "y": y.reshape(-1)}
+    lockstep.run(text_of(kernel), kernel.name, 1, *(given[n] for n, _ in kernel.parameters))
+    a, b = r.astype(np.float64)
+    sums = x.astype(np.float64).reshape(4, 32, 64).sum(1)
+    for j in range(trips if carried < 2 else 0):
+        a, b = (b + sums[j], b) if carried == 0 else (b, a + sums[j])
+    if carried == 2 and trips > 1:
+        a = sums[0]
+    assert np.abs(y - [a, b]).max() < 2e-5
+
+
 @pl.jit
 def walk(
     keys: pl.Tensor[[STEPS * DEPTH, 1], pl.FP32],

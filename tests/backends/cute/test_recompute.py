@@ -239,6 +239,14 @@ SQUARE = (
 OVER = grid("over", put("w", rows("x")))
 FROM_W = MAKE.replace("slice(x", "slice(w")
 STAYS: dict[str, tuple[str, ...]] = {
+    "all reads are under conditions, and are several": (
+        MAKE, grid("take", LENGTH, inside("for i in pl.range(e)", "f = pl.read(n, [i])",
+            inside("if f >= 0", put("y", rows("t", "f * 2"), "i * 2")),
+            inside("if f >= 0", put("z", rows("t", "f * 2"), "i * 2"))), blocks=1)
+    ),
+    "a load may lie in no block": (
+        MAKE, grid("take", put("y", "pl.slice(t, [2, 32], [b * 2, 0], clamp=True)"))
+    ),
     "it writes a parameter": (MAKE.replace("(t", "(z"), TAKE.replace("(t", "(z")),
     "it writes a parameter too": (grid("make", put("t", rows("x")), put("z", rows("x"))), TAKE),
     "it has a product": (grid("make", f"pl.assemble(t, {SQUARE}, [b * 16, 0])", blocks=1),

@@ -111,6 +111,20 @@ def test_what_has_no_room_for_turns_is_lowered_without() -> None:
     assert not in_turns(text_of(DIM=64, TILE=256))
 
 
+def test_two_loops_of_a_region_take_turns_as_far_as_there_is_room() -> None:
+    """The second one, with the same text, behind the first: a ring that both wait for takes what there is."""
+    text = Path(turn_kernels.__file__).read_text()
+    body = text[text.index("        acc = ") : text.index("        pl.assemble(")]
+    end = text[text.index("        pl.assemble(") :]
+    twice = text.replace(end, end + body + end)
+    for name, limit, joins in (("h200", 231424, 3), ("gb10", 100352, 3)):
+        target = load_target(name)
+        module = lower(lower_function(pl.parse(twice, "attend"), target).function, target)
+        (kernel,) = (k for k in module.kernels if k.name == "attend")
+        assert kernel.shared_bytes <= limit
+        assert kernel.text.count("fragments.leave") == joins  # of the maximum and two sums
+
+
 # ---------------------------------------------------------------------------------------- when things begin
 @pytest.mark.parametrize(("tile", "slots"), [(32, 2), (16, 3)])
 def test_the_first_loads_begin_before_the_wait_behind_all_look_ups(tile: int, slots: int) -> None:
