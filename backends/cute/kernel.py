@@ -193,11 +193,6 @@ class Kernel(Names):
         self.divisors[s.var] = gcd(*(multiple_of(x, self.divisors) for x in (s.start, s.step)))
         return [f"Int32({self.write(x)})" for x in (s.start, s.stop, s.step)]
 
-    @property
-    def taken_in_turns(self) -> list[Var]:
-        """The variables of the loops that the warps take in turns."""
-        return [x.loop for x in self.turns.values()]
-
     def ring(self, s: For) -> Staged | None:
         """The ring of a loop, if its loads may run ahead."""
         if s.kind is not LoopKind.PIPELINE:

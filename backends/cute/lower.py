@@ -227,7 +227,7 @@ class Lowering(Orchestration):
             # Loops that have no room for turns, or not beside others: their tiles are others
             left = kernel.together - trial.together
             if not left and kernel.buffers.bytes > self.limit - RESERVED:
-                left = frozenset(kernel.taken_in_turns[:1])
+                left = frozenset([x.loop for x in kernel.turns.values()][:1])
             if not left:
                 break
             together = trial.together | left
