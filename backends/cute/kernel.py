@@ -36,10 +36,10 @@ from .turns import OwnRing, loops_in_turns, take_turns
 from .waiting import (
     ask,
     begins_apart,
-    constants_first,
     look_up_rings,
     reads,
     receive,
+    settled_first,
     small,
     start_rings,
     wait_once,
@@ -126,7 +126,7 @@ class Kernel(Names):
             for s in body:
                 self.stmt(s)
             return
-        body = constants_first(self, body)
+        body = settled_first(self, body)
         for i, s in enumerate(body):
             ready = settled(s, self.ahead, self.views) and (not self.asked or reads(s))
             if not self.waited and not ready:

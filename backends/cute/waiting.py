@@ -1,7 +1,8 @@
 """What a kernel does before it waits for the kernels before it (order.py says what it may do).
 
-The statements that read what nobody writes come first.  Small tiles among them are held in registers, and
-reach shared memory together.  The loops of a block begin their first loads where these need nothing else.
+The statements that read what is there already come first: elements, then small tiles, which are held in
+registers and reach shared memory together.  In between, the loops of a block look up the addresses of their
+first loads, which then begin where they need nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pypto_models.ir.nodes import Bind, Block, For, Let, LoopKind, Stmt
 from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ir.types import TileType
 
+from ..gpu.grouping import PRODUCTS
 from ..gpu.scan import READS, VIEWS, lets, stores_in
 from ..gpu.timing import WAITED
 from .layouts import POINTWISE
@@ -28,12 +30,11 @@ if TYPE_CHECKING:
 
 EARLY_BYTES = 1024  # of a tile that is brought to shared memory before the wait
 SOON_BYTES = 8192  # of one that is brought there behind it
-PRODUCTS = ("matmul", "matmul_acc")
 COMPOSED = POINTWISE | {"extract", "insert", "reshape", "transpose", "write_tile"}
 
 
 def ask(k: Kernel, var: Var, tile: Tile) -> None:
-    """Load a small tile before the wait; it comes to shared memory when something needs one of them."""
+    """Load a tile with others; they come to shared memory when something needs one of them."""
     place = k.place(var.name, tile.shape, tile.dtype)
     if tile.plain is None or not vectors(tile, place):
         k.fill(tile, place, var)
@@ -89,7 +90,7 @@ def start_rings(k: Kernel, body: Block) -> None:
             k.rings[id(s)].prologue(k, s, k.bounds(s))
 
 
-def constants_first(k: Kernel, body: Block) -> Block:
+def settled_first(k: Kernel, body: Block) -> Block:
     """The statements of a block, those first that read what is there before the wait: they overlap it.
     Behind them come the tiles that are read often: their loads overlap each other.
     """
