@@ -303,6 +303,8 @@ class Lowering(Orchestration):
             f"m_tiles={plan.m_tiles}, late={LATE}, weight_row={name}_weight_row, "
             f"finish={name}_finish"
         )
+        if any(fn == "gather" for fn, _, _ in parts.functions):
+            fields += f", gather={name}_gather"
         if before is not None:
             fields += f", scale={name}_scale, operand={name}_operand"
         fields = ", ".join((fields, *parts.fields))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pypto_models.ir.expr import Const, Var, index
 from pypto_models.ir.nodes import Block, Let
@@ -15,6 +15,7 @@ from ..gpu.tensors import View, view_dtype
 from .addresses import element_at, start_of
 from .handlers import HANDLERS
 from .kernel import Kernel
+from .scalars import DSL_TYPES, literal
 from .text import Text
 from .tiles import Coordinates, Tile, as_type, inside
 
@@ -51,7 +52,7 @@ def emit(
 ) -> Streamed:
     """The emitted parts of a streamed product, with the norms of its rows and of its result that it does."""
     kernel = Kernel(views, HANDLERS)
-    kernel.text.taken |= {"x_rows", "first", "count", "total", "column", "row", "live", *"acgmntv"}
+    kernel.text.taken |= {"total", "held", "column", "row", "live", "c", "n", "a"}
     kernel.text.taken |= {"sums", "scales", "x_element", "x_column"}
     # The tensors that a unit touches are known before its function is written
     x_view = kernel.view_of(product.x.args[0] if before is None else before.of.source)
@@ -97,28 +98,42 @@ def emit(
     text.line("return row, live")
     weight_row = text.lines
 
-    # --- the epilogue, at the coordinates of the accumulators' fragments
+    # --- the epilogue of an element, and what it reads, which is asked for ahead
+    ahead = gathered(product, kernel)
     text = inner()
-    with (
-        text.nested("for v in cutlass.range_constexpr(4):"),
-        text.nested("if 2 * t + v % 2 < count:"),
-    ):
-        text.line("row = 16 * m + g + 8 * (v // 2)")
-        text.line("column = first + 2 * t + v % 2")
+    kinds: list[str] = []
+    if ahead:
         at_column(text)
-        for i, result in enumerate(product.results):
-            kernel.tiles[result] = fragment(i, result, kernel, rows)
-        for s in product.epilogue:
-            assert isinstance(s, Let)
-            if s.op.name == "store":
-                store(kernel, s, behind)
-            else:
-                HANDLERS[s.op.name](kernel, s)
+        for s in ahead:
+            HANDLERS["load"](kernel, s)
+            tile = kernel.tile(s.result)
+            kinds.append(DSL_TYPES[tile.dtype.name])
+            text.line(f"found_{len(kinds)} = {literal(0.0 if tile.dtype.is_float else 0, tile.dtype)}")
+            place = own_place(tile)
+            with text.nested(f"if {' & '.join(x for x in ('live', inside(tile, place)) if x)}:"):
+                text.line(f"found_{len(kinds)} = {tile.value(text, place)}")
+        text.line(f"return ({', '.join(f'found_{i + 1}' for i in range(len(kinds)))},)")
+    gather = text.lines
+    text = inner()
+    at_column(text)
+    for i, result in enumerate(product.results):
+        kernel.tiles[result] = fragment(i, result, kernel, rows)
+    for s in product.epilogue:
+        assert isinstance(s, Let)
+        if s.op.name == "store":
+            store(kernel, s, behind)
+            continue
+        HANDLERS[s.op.name](kernel, s)
+        if s in ahead:
+            given(kernel, s.result, f"held[{ahead.index(s)}]")
     functions = [
         ("weight_row", ("env", "a", "column"), weight_row),
-        ("finish", ("env", "first", "count", "x_rows", "m", "g", "t", "total", "sums"), text.lines),
+        ("finish", ("env", "row", "column", "live", "total", "held", "sums"), text.lines),
     ]
     fields: list[str] = []
+    if ahead:
+        functions.append(("gather", ("env", "row", "column", "live"), gather))
+        fields.append(f"gathered=({', '.join(kinds)},)")
     arguments: list[str] = []
     if behind is not None:
         arguments.append(f"sums_to={kernel.pointer(behind.sums)}")
@@ -172,27 +187,46 @@ def lazily(kernel: Kernel, body: tuple[Let, ...], result: Var) -> str:
 
 
 def fragment(i: int, var: Var, kernel: Kernel, rows: str) -> Tile:
-    """Accumulator ``i`` of a unit: its elements are asked for only where the thread holds them."""
+    """Accumulator ``i`` of the element at hand."""
     assert isinstance(var.type, TileType)
     valid = kernel.static_valid(var.type, (rows, str(var.type.shape[1])))
+    return Tile(var.type.shape, var.type.dtype, valid, lambda text, c: f"total[{i}]")
 
-    def at(text: Text, c: Coordinates) -> str:
-        return f"total[v, {i}]"
 
-    return Tile(var.type.shape, var.type.dtype, valid, at)
+def gathered(product: Product, kernel: Kernel) -> list[Let]:
+    """The loads of the epilogue that may come ahead of the product: of what it does not store itself, where
+    an element of the result needs one element of them.
+    """
+    lets = [s for s in product.epilogue if isinstance(s, Let)]
+    stored = {kernel.view_of(s.arg("target")).base for s in lets if s.op.name == "store"}
+    if any(s.op.name == "extract" for s in lets):
+        return []
+    return [s for s in lets if s.op.name == "load" and kernel.view_of(s.arg("t")).base not in stored]
+
+
+def own_place(tile: Tile) -> Coordinates:
+    """Where a tile is asked for element (row, c) of the result, along which it may be spread."""
+    return tuple("0" if d == 1 else x for d, x in zip(tile.shape, ("row", "c"), strict=True))
+
+
+def given(kernel: Kernel, var: Var, value: str) -> None:
+    """A tile whose element is at hand, with the valid extents that it has."""
+    kernel.tiles[var] = replace(kernel.tile(var), at=lambda t, c: value, reads=frozenset(), plain=None)
 
 
 def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
-    """The element of a fragment that this thread holds, stored; its share of the norm's sum is added."""
+    """The element of the thread, stored; its share of the norm's sum is added."""
     text, tile = kernel.text, kernel.tile(s.arg("source"))
     view = kernel.view_of(s.arg("target"))
     kernel.written.add(view.base)
     at = tuple(index(x) for x in s.arg("offset"))  # type: ignore[union-attr, arg-type]
     box = view.moved(view.shape, at)
     place = ("row", "c")
-    tests = [inside(tile, place) or "", "(row < x_rows)" if tile.valid[0] == str(tile.shape[0]) else ""]
-    with text.nested(f"if {' & '.join(x for x in tests if x)}:"):
-        value = as_type(tile.value(text, place), tile.dtype, view_dtype(view))
+    test = " & ".join(x for x in ("live", inside(tile, place)) if x)
+    # Threads that store nothing compute all the same, if they read nothing for it: no branch is in the way
+    value = "" if tile.reads else as_type(tile.value(text, place), tile.dtype, view_dtype(view))
+    with text.nested(f"if {test}:"):
+        value = value or as_type(tile.value(text, place), tile.dtype, view_dtype(view))
         text.line(
             f"block.element({kernel.pointer(view.base)}, "
             f"{element_at(box, kernel.write, start_of(box, kernel.write), place)})[0] = {value}"
@@ -200,4 +234,4 @@ def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
         if behind is not None and s.arg("target") is behind.of.source:
             shown(kernel, behind.of.row.result, text.let("stored", value))
             term = lazily(kernel, behind.of.term, behind.of.total.args[0])  # type: ignore[arg-type]
-            text.line(f"sums[2 * m + v // 2] = sums[2 * m + v // 2] + {term}")
+            text.line(f"sums[0] = sums[0] + {term}")

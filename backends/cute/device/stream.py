@@ -5,8 +5,9 @@ in registers while K is the outer loop.  Shares differ by one column at most; ei
 the last unit of a share may be filled in part.  One stage of the ring holds ``chunk`` elements of each of
 the CTA's weight rows and of the batch rows, in whole 128-byte lines; all batch rows meet a weight while it
 is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  At
-the end the parts of the ``warps_k`` warps are added in fixed order, and one warp finishes each unit in
-registers.  The weights are `[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its
+the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
+batch, which take its columns in turn: so what the epilogue reads and writes are runs of a row, and all
+threads have their part of it.  What it reads they have asked for ahead of K.  The weights are `[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its
 m side.
 
 The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of row g, 8 columns, which feed
@@ -30,6 +31,7 @@ from . import block
 M = 16  # rows of the batch on the m side of one MMA
 UNIT = 8  # weight rows of a unit: the n side of one MMA
 STEP = 64  # columns of a 128-byte line
+LANES = 16  # threads that finish a row, 32 bytes of bf16 at a time
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Stream:
 
     * ``weight_row(env, a, column) -> (row, live)``: the weight row of accumulator ``a`` for a column of the
       result, and whether it exists.
-    * ``finish(env, first, count, rows, m, g, t, total, sums)``: the epilogue on ``total[v, a]``, v = 0..3:
-      row 16 m + g + 8 (v // 2), column ``first`` + 2 t + v % 2, of which ``count`` exist.
+    * ``finish(env, row, column, live, total, held, sums)``: the epilogue of one element, whose accumulators
+      are ``total[a]``; where it is not ``live`` nothing may be stored.
+    * ``gather(env, row, column, live)``: what the epilogue of an element reads, of the types ``gathered``; it
+      comes back as ``held[i]``.
 
     A norm of the batch rows (row_statistic.py) may be part of it: ``scale(env, total)`` gives the scales of a
     row from its sum, and ``operand(env, x_element, x_column, scales)`` the element that the product takes.
-    In front of a norm, ``finish`` adds to ``sums[2 m + v // 2]`` what an element contributes.
+    In front of a norm, ``finish`` adds to ``sums[0]`` what an element contributes.
     """
 
     k: int
@@ -60,6 +64,8 @@ class Stream:
     late: bool  # whether the next kernel may start only when this one has waited
     weight_row: Callable[..., Any]
     finish: Callable[..., Any]
+    gather: Any = None
+    gathered: tuple[Any, ...] = ()
     parts: int = 0  # partial sums of a row, left by the CTAs of the producer
     scales: int = 0
     scale: Any = None
@@ -80,6 +86,16 @@ class Stream:
     @property
     def threads(self) -> int:
         return 32 * self.warps
+
+    @property
+    def rounds(self) -> int:
+        """Columns that a thread finishes in a row."""
+        return -(-self.units_per_cta * UNIT // LANES)
+
+    @property
+    def passes(self) -> int:
+        """Rows that a thread finishes."""
+        return -(-self.m_tiles * M * LANES // self.threads)
 
     @property
     def shared_elements(self) -> int:
@@ -232,6 +248,17 @@ class Stream:
                     for i in cutlass.range_constexpr(self.scales):
                         there[i] = scales[i]
             cute.arch.sync_threads()
+        shape = cute.make_layout((self.rounds, self.passes))
+        held = [cute.make_rmem_tensor(shape, kind) for kind in self.gathered]
+        if cutlass.const_expr(self.gather is not None):
+            # Behind a barrier, so that nothing waits for these together with the rows
+            cute.arch.sync_threads()
+            for p in cutlass.range_constexpr(self.passes):
+                for i in cutlass.range_constexpr(self.rounds):
+                    row, column = self.place(tid, i, p)
+                    found = self.gather(env, row, first + column, (row < rows) & (column < count))
+                    for n in cutlass.range_constexpr(len(self.gathered)):
+                        held[n][i, p] = found[n]
 
         # --- K loop
         warp_n = warp % self.warps_n
@@ -333,27 +360,33 @@ class Stream:
         for n in cutlass.range_constexpr(mine):
             tile = warp_n + n * self.warps_n
             if tile < self.tiles:
+                swap = tile // self.accumulators % 2 * 2
                 for m in cutlass.range_constexpr(self.m_tiles):
                     for v in cutlass.range_constexpr(4):
-                        parts[v, lane, tile, m, warp_k] = acc[v, 0, 0, n, m]
+                        parts[v ^ swap, lane, tile, m, warp_k] = acc[v, 0, 0, n, m]
         cute.arch.sync_threads()
-        total = cute.make_rmem_tensor(cute.make_layout((4, self.accumulators)), Float32)
-        sums = cute.make_rmem_tensor(cute.make_layout(2 * self.m_tiles), Float32)
+        total = cute.make_rmem_tensor(cute.make_layout((self.accumulators, self.rounds)), Float32)
+        sums = cute.make_rmem_tensor(cute.make_layout((1, self.passes)), Float32)
         sums.fill(0.0)
-        for n in cutlass.range_constexpr(-(-self.units_per_cta // self.warps)):
-            unit = warp + n * self.warps
-            if unit * UNIT < count:
-                for m in cutlass.range_constexpr(self.m_tiles):
+        for p in cutlass.range_constexpr(self.passes):
+            row, _ = self.place(tid, 0, p)
+            if row < min(rows, Int32(self.m_tiles * M)):
+                for i in cutlass.range_constexpr(self.rounds):
+                    _, column = self.place(tid, i, p)
+                    unit = min(column // UNIT, Int32(self.units_per_cta - 1))
+                    v = (row % M // 8 * 2 + column % 2) ^ (unit % 2 * 2)
+                    at = row % 8 * 4 + column % UNIT // 2
                     for a in cutlass.range_constexpr(self.accumulators):
-                        for v in cutlass.range_constexpr(4):
-                            value = Float32(0.0)
-                            for part in cutlass.range_constexpr(self.warps_k):
-                                value = value + parts[v, lane, unit * self.accumulators + a, m, part]
-                            total[v, a] = value
-                    at = unit * UNIT
-                    self.finish(env, first + at, count - at, rows, m, g, t, total, sums)
+                        value = Float32(0.0)
+                        for part in cutlass.range_constexpr(self.warps_k):
+                            value = value + parts[v, at, unit * self.accumulators + a, row // M, part]
+                        total[a, i] = value
+                for i in cutlass.range_constexpr(self.rounds):
+                    _, column = self.place(tid, i, p)
+                    own = [x[i, p] for x in held]
+                    self.finish(env, row, first + column, column < count, total[None, i], own, sums[None, p])
         if cutlass.const_expr(sums_to is not None):
-            self.leave_sums(sums, cute.recast_ptr(ring, dtype=Float32), sums_to, cta)
+            self.leave_sums(sums, sums_to, cta)
         self.stamp(stamps, cta, 3)
 
     @cute.jit
@@ -383,28 +416,21 @@ class Stream:
                     x_raw[e, half, j] = self.operand(env, x_raw[e, half, j], x_column[e, j], own)
 
     @cute.jit
-    def leave_sums(self, sums: cute.Tensor, shared: cute.Pointer, to: cute.Pointer, cta: Int32):
-        """The CTA's part of the sum of each row: over a row's lanes, then over the warps, in fixed order."""
+    def leave_sums(self, sums: cute.Tensor, to: cute.Pointer, cta: Int32):
+        """The CTA's part of the sum of each row, over the threads that have finished it, in fixed order."""
         tid, _, _ = cute.arch.thread_idx()
-        lane = tid % 32
-        warp = tid // 32
-        height = M * self.m_tiles
-        cute.arch.sync_threads()
-        for i in cutlass.range_constexpr(2 * self.m_tiles):
-            value = sums[i]
-            for distance in cutlass.range_constexpr(1, 3):
-                value = value + cute.arch.shuffle_sync_bfly(value, distance)
-            there = block.element(shared, warp * height + M * (i // 2) + 8 * (i % 2) + lane // 4)
-            if lane % 4 == 0:
+        for p in cutlass.range_constexpr(self.passes):
+            row, lane = self.place(tid, 0, p)
+            value = sums[0, p]
+            for distance in cutlass.range_constexpr(4):
+                value = value + cute.arch.shuffle_sync_bfly(value, 1 << distance)
+            there = block.element(to, row * self.ctas + cta)
+            if (lane == 0) & (row < M * self.m_tiles):
                 there[0] = value
-        cute.arch.sync_threads()
-        row = tid % height
-        whole = Float32(0.0)
-        for n in cutlass.range_constexpr(self.warps):
-            whole = whole + block.element(shared, n * height + row)[0]
-        there = block.element(to, row * self.ctas + cta)
-        if tid < height:
-            there[0] = whole
+
+    def place(self, tid: Int32, i: int, p: int) -> tuple[Int32, Int32]:
+        """The row, and the column of the CTA's, that a thread finishes in round ``i`` of pass ``p``."""
+        return tid // LANES + p * (self.threads // LANES), tid % LANES + i * LANES
 
     def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
         if stamps is not None:
