@@ -47,6 +47,7 @@ from .streaming import Norm, emit
 from .tail import Head, clearing, clears, resident, tail_blocks, tailed
 from .text import Text
 from .turns import Together
+from .wanted import Wanted, unwritten, work
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,8 @@ class Lowering(Orchestration):
         self.launches.pop()
         shares = first, second = head.share(), self.share(p, self.unique(p.region.name), kernel)
         name = self.unique(f"{first.region.name}_then_{second.region.name}")
-        made = tailed(name, first, second, counter, self.target, self.stamps())
+        wanted = self.wanted(p, f"{second.function}_wanted", head.kernel, kernel)
+        made = tailed(name, first, second, counter, self.target, self.stamps(), wanted)
         how = f"{first.why}; its tail {second.region.name}: {second.why}"
         self.note(name, written_by(shares), True)
         region = f"{first.region.name} then {second.region.name}"
@@ -169,6 +171,20 @@ class Lowering(Orchestration):
         here = resident(shared, self.target)
         self.launch(name, region, line, made.text, THREADS, shared, how, made.arguments, made.grid, here)
         return True
+
+    def wanted(self, p: Part, name: str, head: Kernel, tail: Kernel) -> Wanted | None:
+        """What tells blocks of a launch before they are done whether those of its tail do anything."""
+        blocks, views = self.blocks(p), p.state.views
+        prelude, body = p.around.statements(p.state)
+        found = work((*prelude, *body), views, unwritten(self.names, head, tail))
+        if found is None or not at_least_one(blocks):
+            return None
+        kernel = Kernel(views, HANDLERS, ahead=head.ahead, alias=p.state.alias)
+        tail_blocks(kernel, p.region.block)
+        value, early = found.write(kernel)
+        self.early |= self.unsettled(kernel)
+        arguments = super().arguments(kernel, p.region, p.state)  # it notes no times
+        return Wanted(self.unique(name), p.region, kernel, arguments, blocks, "", value, early)
 
     def group(self, s: Group, state: State) -> None:
         """Regions in one launch; in launches of their own where shared memory is short."""

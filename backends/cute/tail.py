@@ -2,19 +2,29 @@
 
 A launch costs microseconds.  A small region that reads what the one before it writes must come after all of
 it, but needs no launch: every block of the first, its head, counts itself in a word of workspace when it is
-done (device/arrival.py).  Of the N blocks of the head the last ranks = min(N, W, T) to arrive wait for the
-others; then the one of rank r does the blocks r, r + ranks, .. of the T of the tail.  Whoever does a block,
-its values are the same.  The others end when they arrive.
+done (device/arrival.py).  Of the N blocks of the head ranks = min(N, W, T) wait for the others; then the one
+of rank r does the blocks r, r + ranks, .. of the T of the tail.  Whoever does a block, its values are the
+same.  The others end when they arrive.
 
-Mostly the wait is short.  While j blocks wait, at most ranks - j others have not arrived, and these are
-running or find room: W is the number of cores times the blocks of the head that a core holds, by shared
-memory, and by registers, which ptxas keeps within that (`launcher`).  What was launched before does not wait
-for the head, and what was launched after it starts when all its blocks run or are done (order.py).
+Those that wait are the last to arrive.  While j of them wait, at most ranks - j others have not arrived, and
+these are running or find room: W is the number of cores times the blocks of the head that a core holds, by
+shared memory, and by registers, which ptxas keeps within that (`launcher`).  What was launched before does
+not wait for the head, and what was launched after it starts when all its blocks run or are done (order.py).
+
+Where the conditions of the tail tell before it starts whether a block of it does anything (wanted.py), and
+N <= W, so that all blocks have room, a rank is the number of a block.  A block then knows what it would do,
+and if that is nothing it arrives and ends without a look at the others: often nobody waits.
 
 In any case the wait ends.  Other programs may hold a part of the GPU, or two heads run side by side, and each
 waits for room that the other one has.  So a block that has waited too long calls the wait off for all, in the
 same word and only while not all have arrived; then the last to arrive, which never waits, does all of the
-tail.
+tail, whether or not it has a rank.
+
+So each block of the tail that does anything is done once.  All changes of the word are atomic.  If it comes
+to N before anybody calls off, no compare and swap succeeds any more, as each expects less: all who wait see
+N, and each does what is of its rank.  If one succeeds before that, the last to arrive finds it in what it
+adds to and does all; those who wait never see N, and do nothing.  Whoever does something has acquired what
+all N blocks released, with a rank or without.
 
 The word is zero when the head starts: a kernel before it writes that, after its own wait, so after whatever
 used the same workspace in an earlier call; and the head waits for that kernel before it counts.
@@ -42,8 +52,10 @@ from .order import BEFORE
 from .places import SHARED, allocated
 from .sharing import Arguments, Joint, Share
 from .text import BARRIER, Text
+from .wanted import Wanted
 
 COUNTER = f"pointer:{INT32.name}"
+ASKED = "wanted"  # of a kernel: whether a block of its tail does anything
 BLOCK = "tail_block"  # of a tail's function: the block of the region that it does
 RESIDENT = 2  # blocks of a core: for more, ptxas would have too few registers
 ROUNDS = 5  # blocks of a tail, one after the other: more take longer than a launch
@@ -113,13 +125,23 @@ def clears(kernel: KernelSource, launch: Launch, counter: str) -> tuple[KernelSo
     return cleared, replace(launch, arguments=(*launch.arguments, ("pointer", counter)))
 
 
-def tailed(name: str, head: Share, tail: Share, counter: str, target: Target, stamps: str = "") -> Joint:
-    """The kernel of a region and its tail, and the two functions that it calls.
+def tailed(
+    name: str,
+    head: Share,
+    tail: Share,
+    counter: str,
+    target: Target,
+    stamps: str = "",
+    wanted: Wanted | None = None,
+) -> Joint:
+    """The kernel of a region and its tail, and the functions that it calls.
 
-    ``counter`` is the workspace in which blocks count themselves; ``stamps``: see timing.py.
+    ``counter`` is the workspace in which blocks count themselves; ``stamps``: see timing.py; ``wanted`` tells
+    which blocks of the tail do anything, if not all.
     """
-    taken = Arguments((head, tail), "rank", "ranks", BLOCK)
-    calls = [", ".join(taken.of(s)) for s in (head, tail)]
+    shares = (head, tail, *([wanted] if wanted is not None else []))
+    taken = Arguments(shares, "rank", "ranks", ASKED, BLOCK)
+    calls = [", ".join(taken.of(s)) for s in shares]
     word = taken.name(counter, COUNTER, ("pointer", counter))
     tasks = taken.count(tail.blocks, "tail_blocks")
     times = stamps and taken.name(STAMPS, f"pointer:{INT64.name}", ("pointer", STAMPS))
@@ -127,19 +149,27 @@ def tailed(name: str, head: Share, tail: Share, counter: str, target: Target, st
     parameters = [(a.name, a.kind) for a in taken.all]
     shared = max(SLOT, head.kernel.buffers.bytes)
     here = resident(shared, target)
+    most = here * target.cores
+    run = [f"    {head.function}({calls[0]})"]
+    asks = ""
+    if wanted is not None:
+        given = ", ".join(x for x in (calls[2], f"arrival.own({tasks}, {most})") if x)
+        run.insert(0 if wanted.early else 1, f"    {ASKED} = {wanted.function}({given})")
+        asks = f", {ASKED}"
     lines = " and ".join(str(s.region.span.line) for s in (head, tail))
     text = [
         head.text(),
         "",
         tail.text(BLOCK),
         "",
+        *([wanted.text(BLOCK), ""] if wanted is not None else []),
         "@cute.kernel",
         signature(name, parameters),
         f'    """Lines {lines}: a region, and the next one in the blocks that arrive last."""',
         *("    " + x for x in allocated(shared)),
         f"    {BEFORE}",
-        f"    {head.function}({calls[0]})",
-        f"    rank, ranks = arrival.arrive({word}, {SHARED}, {tasks}, {here * target.cores})",
+        *run,
+        f"    rank, ranks = arrival.arrive({word}, {SHARED}, {tasks}, {most}{asks})",
         "    if rank >= 0:",
         f"        for {BLOCK} in cutlass.range(rank, {tasks}, ranks, unroll=1):",
         f"            {BARRIER}",

@@ -6,7 +6,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32
+from cutlass import Boolean, Int32
 
 from . import block
 
@@ -24,23 +24,57 @@ def clear(counter: cute.Pointer):
 
 
 @cute.jit
-def arrive(counter: cute.Pointer, shared: cute.Pointer, tasks: Int32, most: cutlass.Constexpr):
+def own(tasks: Int32, most: cutlass.Constexpr):
+    """A task for each lane, to tell before the CTA arrives whether those are wanted that it may have: the
+    first 32 of them, and the last task of all for lanes that are left over.  There must be one task.
+    """
+    return min(place(tasks, most), tasks - 1)
+
+
+@cute.jit
+def place(tasks: Int32, most: cutlass.Constexpr):
+    cta, _, _ = cute.arch.block_idx()
+    return cta + cute.arch.lane_idx() * ranks_of(tasks, most)
+
+
+@cute.jit
+def ranks_of(tasks: Int32, most: cutlass.Constexpr):
+    ctas, _, _ = cute.arch.grid_dim()
+    return min(min(ctas, Int32(most)), tasks)
+
+
+@cute.jit
+def arrive(
+    counter: cute.Pointer, shared: cute.Pointer, tasks: Int32, most: cutlass.Constexpr, wanted: Any = None
+):
     """Called once by all threads of all CTAs.  Gives (rank, ranks): a CTA with a rank from 0 on sees all that
     the others have written, and has the tasks rank, rank + ranks, ..; one with a negative rank has none.
 
-    At most ``most`` CTAs have tasks.  ``shared``: 8 bytes of shared memory, which nobody uses any more behind
-    the first barrier in here; the caller sets another one before it writes there.
+    At most ``most`` CTAs have tasks: the last to arrive.  But with ``wanted``, whether the thread's task that
+    `own` names has any effect, and no more CTAs than ``most``, a rank is the number of the CTA, and one whose
+    tasks have no effect has none: it does not wait.
+
+    ``shared``: 8 bytes of shared memory, which nobody uses any more behind the first barrier in here; the
+    caller sets another one before it writes there.
     """
     tid, _, _ = cute.arch.thread_idx()
+    cta, _, _ = cute.arch.block_idx()
     ctas, _, _ = cute.arch.grid_dim()
+    ranks = ranks_of(tasks, most)
     found = cute.make_tensor(cute.recast_ptr(shared, dtype=Int32), cute.make_layout(2))
+    works = Boolean(True)
+    if cutlass.const_expr(wanted is not None):
+        mine = wanted & (place(tasks, most) < tasks)
+        works = cute.arch.vote_any_sync(mine) | (tasks > 32 * ranks)  # of more than 32, some may
     # All threads have written before thread 0 releases, and none reads before it has acquired
     cute.arch.sync_threads()
     if tid == 0:
-        ranks = min(min(ctas, Int32(most)), tasks)
         ticket = cute.arch.atomic_add(counter, Int32(1), sem="acq_rel", scope="gpu")
         rank = ticket - (ctas - ranks)
-        if ticket >= CALLED_OFF:  # nobody waits: the last one does all
+        if cutlass.const_expr(wanted is not None):
+            number = cta if works else Int32(-1)
+            rank = number if ctas <= most else rank
+        if ticket >= CALLED_OFF:  # nobody waits: the last one does all, whatever its own tasks
             rank = ticket - CALLED_OFF - (ctas - 1)
             ranks = Int32(1)
         elif rank >= 0:  # noqa: SIM102  (`and` would have to call it in any case)

@@ -10,34 +10,25 @@ from dataclasses import replace
 
 import pytest
 
-import pypto_models.language as pl
 from backends.cute.compiler import CuteToolchain
 from backends.cute.layouts import THREADS
 from backends.cute.lower import lower
 from backends.cute.tail import clearing, resident
-from backends.gpu.module import KernelSource, Launch, Module, count
+from backends.gpu.module import KernelSource, Launch, count
 from backends.gpu.toolchain import Refusal, Unit
 from models.qwen3_14b.config import FULL, TINY, Config
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer
-from pypto_models.compile import lower_for, lower_function
-from pypto_models.ir.nodes import Function
+from pypto_models.compile import lower_for
 from pypto_models.target import load_target
 
 from .arrivals import Run
 from .support import module_of, needs_cutlass
-from .tail_kernels import sums_and_halves
-
-H200 = load_target("h200")
+from .tail_kernels import halves_where_asked, sums_and_halves
+from .tail_sources import H200, functions, parsed, row, rows
 
 
 # ------------------------------------------------------------------------------------------------ one kernel
-def functions(module: Module) -> dict[str, str]:
-    """The functions of the emitted source by name."""
-    parts = re.split(r"^def (\w+)\(", module.source, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
-
-
 def test_the_tail_has_no_launch_and_an_earlier_kernel_clears_the_counter() -> None:
     module = module_of(sums_and_halves)
     assert [k.name for k in module.kernels] == ["doubled_2", "sums_then_halves"]
@@ -66,6 +57,10 @@ def test_the_emitted_source(target: str, golden_text: Callable[[str, str], None]
     golden_text(module_of(sums_and_halves, target).source, f"sums_and_halves_{target}")
 
 
+def test_the_emitted_source_of_a_tail_with_little_to_do(golden_text: Callable[[str, str], None]) -> None:
+    golden_text(module_of(halves_where_asked).source, "halves_where_asked_h200")
+
+
 def test_a_timing_build_notes_the_end_of_the_tail() -> None:
     module = lower(lower_for(sums_and_halves, (), H200, {}).function, H200, timing=True)
     parts = functions(module)
@@ -84,10 +79,10 @@ def test_it_compiles(target: str) -> None:
     loaded = load_target(target)
     given = constants(replace(FULL, max_seq=512), target)
     layer = lower(lower_for(decode_layer, (), loaded, given).function, loaded)
-    modules = [module_of(sums_and_halves, target), layer]
+    modules = [layer, *(module_of(x, target) for x in (sums_and_halves, halves_where_asked))]
     units = [Unit(m.source, [k for k in m.kernels if "arrival." in k.text]) for m in modules]
-    assert len(units[0].kernels) == 2 and bool(units[1].kernels) == (target == "h200")
-    tails = 0
+    assert [len(x.kernels) for x in units] == [2 * (target == "h200"), 2, 2]
+    asking = []
     for code in CuteToolchain().compile_units(units, str(loaded.arch)):
         assert not isinstance(code, Refusal), code
         for name, kernel in code.items():
@@ -95,7 +90,7 @@ def test_it_compiles(target: str) -> None:
             assert ".local" not in kernel.text and used.local_bytes == 0, name
             assert "ld.global.nc" not in kernel.text, name
             if "_then_" in name:
-                tails += 1
+                asking.append("vote.sync.any" in kernel.text)
                 add = kernel.text.index("atom.global.acq_rel.add")
                 acquire = kernel.text.index("ld.acquire.gpu.global")
                 around = [m.start() for m in re.finditer(r"bar\.sync", kernel.text)]
@@ -103,37 +98,10 @@ def test_it_compiles(target: str) -> None:
                 here = int(re.search(r"\.minnctapersm (\d+)", kernel.text)[1])  # type: ignore[index]
                 assert here == (1 if "attention" in name else 2), name
                 assert 8 <= used.registers <= 65536 // (THREADS * here), name
-    assert tails == 1 + (target == "h200")
+    assert asking == [True] * (target == "h200") + [False, True]
 
 
 # ------------------------------------------------------------------------------------------- which regions
-HEAD = """import pypto_models.language as pl
-
-R = pl.dynamic("R")
-
-@pl.jit
-def kernel(
-    x: pl.Tensor[[16, 32], pl.FP32],
-    v: pl.Tensor[[R, 32], pl.FP32],
-    n: pl.Tensor[[4], pl.INT32],
-    w: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
-    y: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
-    z: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
-    o: pl.InOut[pl.Tensor[[16, 32], pl.FP32]],
-):
-"""
-
-
-def rows(name: str, value: str, to: str, blocks: str = "8") -> str:
-    """A region whose blocks write a row each, the negative of ``value``."""
-    head = f"for i in pl.spmd({blocks}, name_hint='{name}'):\n"
-    return head + f"    pl.assemble({to}, pl.neg({value}), [i % 16, 0])\n"
-
-
-def row(tensor: str) -> str:
-    return f"pl.slice({tensor}, [1, 32], [i % 16, 0])"
-
-
 def summed(name: str, source: str, to: str, blocks: str = "8") -> str:
     """As `rows`, with the sum of the row, which takes shared memory."""
     return rows(name, f"pl.row_expand_mul({row(source)}, pl.row_sum({row(source)}))", to, blocks)
@@ -141,11 +109,6 @@ def summed(name: str, source: str, to: str, blocks: str = "8") -> str:
 
 def inside(head: str, *regions: str) -> str:
     return f"{head}:\n" + textwrap.indent("".join(regions), "    ")
-
-
-def parsed(*parts: str) -> Function:
-    text = HEAD + textwrap.indent("".join(parts), "    ")
-    return lower_function(pl.parse(text, "kernel"), H200).function
 
 
 E, A, B = rows("e", row("x"), "w"), rows("a", row("w"), "y"), rows("b", row("y"), "z")
@@ -285,3 +248,70 @@ def test_a_wait_may_be_called_off_at_any_time(seed: int) -> None:
     assert sorted(t for _, t in run.done) == list(range(11))
     assert run.arrived_at_first == 8
     assert len({c for c, _ in run.done}) in (1, 4)
+
+
+def some(rng: random.Random, tasks: int) -> frozenset[int]:
+    """None of them, few, or many."""
+    return frozenset(rng.sample(range(tasks), min(tasks, rng.choice([0, 1, 2, tasks // 2, tasks]))))
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_only_blocks_that_have_something_to_do_wait(seed: int) -> None:
+    """All of them have room; the last seeds are of more tasks than the lanes of a warp ask for."""
+    rng = random.Random(seed)
+    ctas = rng.randint(1, 3) if seed >= 60 else rng.randint(1, 12)
+    tasks = rng.randint(1, 32 * ctas + 20) if seed >= 60 else rng.randint(1, 30)
+    wanted = some(rng, tasks)
+    run = Run(seed, ctas, tasks, most=rng.randint(ctas, 14), room=ctas, polls=10**6, wanted=wanted)
+    run.go()
+    assert sorted(t for _, t in run.done) == sorted(wanted)
+    assert run.arrived_at_first == (ctas if wanted else None)
+    ranks = min(ctas, tasks)
+    assert all(c == t % ranks for c, t in run.done)
+    if tasks <= 32 * ranks:
+        assert run.looked == {t % ranks for t in wanted}
+    else:
+        assert run.looked == set(range(ctas))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_of_more_blocks_than_may_wait_the_last_ones_do(seed: int) -> None:
+    """They may not all have room at a time: whatever they have to do, most leave."""
+    rng = random.Random(seed)
+    tasks, most = rng.randint(1, 20), rng.randint(1, 6)
+    ctas, wanted = rng.randint(most + 1, 12), some(rng, tasks)
+    run = Run(seed, ctas, tasks, most, room=most, polls=10**6, wanted=wanted)
+    run.go()
+    assert sorted(t for _, t in run.done) == sorted(wanted)
+    assert run.arrived_at_first == (ctas if wanted else None)
+    assert len(run.looked) == min(most, tasks)
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_a_wait_of_those_with_something_to_do_may_be_called_off(seed: int) -> None:
+    """At any time, with room for all or for few: either each has done its own, or the last to arrive all."""
+    rng = random.Random(seed)
+    ctas, tasks = rng.randint(2, 10), rng.randint(1, 20)
+    wanted, room = some(rng, tasks), ctas if seed % 2 else rng.randint(1, ctas)
+    run = Run(seed, ctas, tasks, most=10, room=room, polls=rng.randint(1, 12), wanted=wanted)
+    run.go()
+    assert sorted(t for _, t in run.done) == sorted(wanted)
+    assert run.arrived_at_first == (ctas if wanted else None)
+    ranks = min(ctas, tasks)
+    assert run.looked <= {t % ranks for t in wanted}
+    by_number = all(c == t % ranks for c, t in run.done)
+    assert by_number or len({c for c, _ in run.done}) == 1
+
+
+def test_of_more_tasks_than_lanes_the_last_ones_are_done() -> None:
+    """A block that has 35 waits for all, though none of its first 32 is wanted."""
+    run = Run(0, ctas=2, tasks=70, most=2, room=2, polls=10**6, wanted=frozenset({69}))
+    run.go()
+    assert run.done == [(1, 69)] and run.looked == {0, 1}
+
+
+def test_the_last_to_arrive_does_all_though_it_has_no_task_of_its_own() -> None:
+    """Of three blocks, one at a time: the first waits for too long, and then nobody else is wanted."""
+    run = Run(0, ctas=3, tasks=3, most=3, room=1, polls=5, wanted=frozenset({0}))
+    run.go()
+    assert run.done == [(2, 0)] and run.looked == {0}

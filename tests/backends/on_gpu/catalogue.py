@@ -34,9 +34,12 @@ from pypto_models.target import Target, load_target
 from ..cute.norm_kernels import norm_between
 from ..cute.sharing_kernels import around_a_stream, three_apart
 from ..cute.support import project, shifted, twice, two_regions
-from ..cute.tail_kernels import sums_and_halves
+from ..cute.tail_kernels import halves_where_asked, sums_and_halves
 
-SMALL = (twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between, sums_and_halves)
+SMALL = (
+    twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between, sums_and_halves,
+    halves_where_asked,
+)  # fmt: skip
 GB10 = "gb10"
 ROWS = 16  # of a step of one row a sequence
 

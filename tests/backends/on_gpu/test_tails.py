@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..cute.tail_kernels import sums_and_halves
+from ..cute.tail_kernels import halves_where_asked, sums_and_halves
 from .catalogue import Entry
 from .programs import cuda_graph, program_of
 
@@ -30,6 +30,41 @@ def test_a_tail_sees_all_that_its_head_wrote(rows: int) -> None:
         doubled = 2 * given
         assert torch.equal(y.cpu(), doubled * doubled.sum(1, keepdim=True).flip(0))
         assert torch.equal(z.cpu(), doubled.view(rows, 2, 32).sum(2))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 131, 132, 133, 264, 265, 1000, 20000])
+def test_a_tail_does_what_is_asked_for_and_no_more(rows: int) -> None:
+    """Nothing at all, a row here and there, one of the last blocks, everything."""
+    launch = program_of("small/halves_where_asked", lambda on: Entry(halves_where_asked, on, {}))
+    x, asked = torch.zeros(rows, 64, device="cuda"), torch.zeros(rows, dtype=torch.int32, device="cuda")
+    twice, kinds = torch.empty_like(x), torch.empty_like(asked)
+    sums, y = torch.empty(rows, 1, device="cuda"), torch.empty(rows, 64, device="cuda")
+    replay = cuda_graph(lambda: launch(x, asked, twice, kinds, sums, y))
+    generator = torch.Generator().manual_seed(rows)
+    for trip in range(60 if rows < 2000 else 12):
+        given = torch.randint(-100, 100, (rows, 64), generator=generator).float()
+        wanted = torch.full((rows,), 2, dtype=torch.int32)  # nobody's kind
+        if trip % 6 == 1:
+            wanted[torch.randint(rows, (3,), generator=generator)] = 1
+        elif trip % 6 == 2:
+            wanted[-1] = 1
+        elif trip % 6 == 3:
+            wanted[0] = 3
+        elif trip % 6 == 4:
+            wanted = torch.randint(1, 4, (rows,), generator=generator, dtype=torch.int32)
+        elif trip % 6 == 5:
+            wanted[:] = 1
+        x.copy_(given)
+        asked.copy_(wanted)
+        y.fill_(-0.5)
+        replay()
+        doubled = 2 * given
+        expected = torch.full((rows, 64), -0.5)
+        first = (wanted.flip(0) == 3) & (wanted != 1)
+        expected[first, :32] = doubled[first, :32]
+        whole = wanted == 1
+        expected[whole] = (doubled * doubled.sum(1, keepdim=True).flip(0))[whole]
+        assert torch.equal(y.cpu(), expected), f"trip {trip}"
 
 
 def test_two_of_them_side_by_side() -> None:
