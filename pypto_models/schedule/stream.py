@@ -10,10 +10,12 @@ the surplus of the busiest core, x and partial sums through L2, a warp's work on
 slot and of the sums through shared memory, one more dependency where slices are summed later.
 
 Measured on one H200, 16 rows, share of the read ceiling, the whole kernel with its epilogue (warps along
-columns x along K, elements of a step, slots): qkv 5120 x 7168: 2x4, 256, 6: 84.1 %; 1x8, 512, 3: 81.8 %.
-o 5120 x 5120: 1x8, 512, 3: 79.4 %; 2x4, 256, 6: 79.0 %.  gate_up 5120 x 34816: 4x2, 128, 3: 95.0 %; 8x1, 64,
-6: 91.6 %; 8x1, 64, 3: 87.3 %.  down 17408 x 5120: 1x8, 512, 3: 93.1 %.  A ring in half of the shared memory
-costs 5 to 7 points everywhere, more than the next kernel gains by being there early.
+columns x along K, elements of a step, slots): qkv 5120 x 7168: 2x4, 256, 5: 84.2 %; 2x4, 256, 6: 83.8 %.
+o 5120 x 5120: 1x8, 512, 3: 80.4 %; 2x4, 256, 6: 80.2 %; 2x4, 256, 7: 79.4 %.  gate_up 5120 x 34816: 4x2, 128,
+3: 93.4 %; 2x4, 256, 4 in three waves: 92.4 %.  down 17408 x 5120: 2x4, 256, 5: 93.0 %; 1x8, 512, 3: 92.8 %.  A
+ring in half of the shared memory costs 5 to 7 points everywhere, more than the next kernel gains by being
+there early; one that leaves no room even for a block of a small kernel keeps the first launch of the next
+step from starting beside it: 3 us of a layer.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ WEIGHT_REGISTERS = 16  # two ldmatrix of 4 registers for each of two cells
 EPILOGUE_VALUES = 2  # tiles of 8 columns beside the accumulators that an elementwise chain keeps at a time
 BANK_BYTES = 128  # of shared memory in a cycle
 UNEVEN_WEIGHT = 0.05  # of a warp that has more lines than others: they wait for it after each unit
+BESIDE_BYTES = 4096  # left of shared memory: a small kernel, the first of the next step, may start beside
 MOST_SLOTS = 8  # of a CTA's ring: the code that fills them first grows with them
 PASSES = (*range(1, 13), 16, 20, 24, 32, 48, 64)  # waves of CTAs
 SHORT_RING = 0.1  # of the bandwidth lost where nothing stays in flight; half of it at half of enough
@@ -297,7 +300,8 @@ def _shared(p: Problem, s: Stream, slots: int | None) -> tuple[tuple[Part, ...],
     if s.owner == "cta":
         apart = 0 if alone else _align(sums * s.granules)
         steps = -(-max(b - a for a, b in zip(s.cuts, s.cuts[1:], strict=False)) // s.step)
-        fit = max(min((room - p.gpu.block_reserve_bytes - apart) // slot, MOST_SLOTS, steps), 2)
+        left = room - p.gpu.block_reserve_bytes - apart - BESIDE_BYTES
+        fit = max(min(left // slot, MOST_SLOTS, steps), 2)
         ring = Ring("cta", 1, slots or fit, slot, tuple(tensors))
         parts = [Part("ring", _align(ring.bytes), 0)]
         note = "in place of the ring, which has run dry" if alone else ""

@@ -15,6 +15,7 @@ from pypto_models.cost.loads import loads_by_block
 from pypto_models.ir.types import Mem, TensorType
 from pypto_models.schedule import Schedule, item_traffic, plan, plan_all, problems, stream_traffic
 from pypto_models.schedule.overrides import overrides
+from pypto_models.schedule.stream import BESIDE_BYTES
 from pypto_models.target import load_target
 from tests.schedule.coverage import bytes_by_cta, faults
 
@@ -114,19 +115,19 @@ def test_attention_of_h200_leaves_room_for_the_next() -> None:
     assert s.resident and s.shared_bytes <= 233472 // 2 - 1024
 
 
-FASTEST = {  # of those measured on an H200: warps along columns and K, elements of a step, slots
-    "qkv_proj": (2, 4, 256, 6), "out_proj": (1, 8, 512, 4), "gate_up_silu": (4, 2, 128, 3),
-    "down_proj": (1, 8, 512, 4),
+FAST = {  # within 1.2 % of the fastest on an H200: warps along columns and K, elements of a step, slots
+    "qkv_proj": (2, 4, 256, 6), "out_proj": (2, 4, 256, 7), "gate_up_silu": (4, 2, 128, 3),
+    "down_proj": (1, 8, 512, 3),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("region", PROJECTIONS)
-def test_the_default_is_the_fastest_that_was_measured(region: str) -> None:
-    s, room = schedules("h200")[region], load_target("h200").spaces[Mem.Mat].bytes - 1024
+def test_the_default_is_among_the_fastest_that_were_measured(region: str) -> None:
+    s, room = schedules("h200")[region], load_target("h200").spaces[Mem.Mat].bytes - 1024 - BESIDE_BYTES
     assert s.stream is not None and s.ring is not None
-    assert (s.stream.warps_n, s.stream.warps_k, s.stream.step, s.ring.slots) == FASTEST[region]
+    assert (s.stream.warps_n, s.stream.warps_k, s.stream.step, s.ring.slots) == FAST[region]
     assert (s.stream.slices, s.stream.owner, s.stream.x_place, s.ctas) == (1, "cta", "ring", 132)
-    assert (s.ring.slots + 1) * s.ring.slot_bytes > room, "the ring takes what there is"
+    assert (s.ring.slots + 1) * s.ring.slot_bytes > room >= s.shared_bytes, "the ring takes what there is, and leaves room for a small block"
 
 
 def test_what_does_not_fit_one_wave_runs_in_several() -> None:
