@@ -319,13 +319,14 @@ def plan_runs(
         begin = pl.max(run_share * share_pages - run_page, 0)
         end = pl.min((run_share + 1) * share_pages - run_page, (tokens + PAGE - 1) // PAGE)
         count = query_rows(run_owner, slot_mapping, cu_q, ctx)
+        first_row = pl.read(cu_q, [run_owner])  # ahead of the writes, which wait for the launch before
         if i <= TARGET_RUNS:
             pl.write(share_table, [i, 0], pl.cast(share_run, pl.INT32))
         pl.write(run_table, [i, 0], pl.cast(run_owner, pl.INT32))
         pl.write(run_table, [i, 1], pl.cast(begin, pl.INT32))
         pl.write(run_table, [i, 2], pl.cast(end, pl.INT32))
         pl.write(run_table, [i, 3], pl.cast(tokens, pl.INT32))
-        pl.write(run_table, [i, 4], pl.read(cu_q, [run_owner]))
+        pl.write(run_table, [i, 4], first_row)
         pl.write(run_table, [i, 5], pl.cast(count, pl.INT32))
         if i < rows:
             pl.write(row_table, [i, 0], pl.cast(row_first, pl.INT32))
