@@ -12,8 +12,8 @@ slot and of the sums through shared memory, one more dependency where slices are
 Measured on one H200, 16 rows, share of the read ceiling, the whole kernel with its epilogue (warps along
 columns x along K, elements of a step, slots): qkv 5120 x 7168: 2x4, 256, 5: 84.2 %; 2x4, 256, 6: 83.8 %.
 o 5120 x 5120: 1x8, 512, 3: 80.4 %; 2x4, 256, 6: 80.2 %; 2x4, 256, 7: 79.4 %.  gate_up 5120 x 34816: 4x2, 128,
-3: 93.4 %; 2x4, 256, 4 in three waves: 92.4 %.  down 17408 x 5120: 2x4, 256, 5: 93.0 %; 1x8, 512, 3: 92.8 %.  A
-ring in half of the shared memory costs 5 to 7 points everywhere, more than the next kernel gains by being
+3: 93.4 %; 2x4, 256, 4 in three waves: 92.4 %.  down 17408 x 5120: 2x4, 256, 5: 93.0 %; 1x8, 512, 3: 92.8 %.
+A ring in half of the shared memory costs 5 to 7 points everywhere, more than the next kernel gains by being
 there early; one that leaves no room even for a block of a small kernel keeps the first launch of the next
 step from starting beside it: 3 us of a layer.
 """

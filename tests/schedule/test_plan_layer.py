@@ -127,7 +127,9 @@ def test_the_default_is_among_the_fastest_that_were_measured(region: str) -> Non
     assert s.stream is not None and s.ring is not None
     assert (s.stream.warps_n, s.stream.warps_k, s.stream.step, s.ring.slots) == FAST[region]
     assert (s.stream.slices, s.stream.owner, s.stream.x_place, s.ctas) == (1, "cta", "ring", 132)
-    assert (s.ring.slots + 1) * s.ring.slot_bytes > room >= s.shared_bytes, "the ring takes what there is, and leaves room for a small block"
+    assert (s.ring.slots + 1) * s.ring.slot_bytes > room >= s.shared_bytes, (
+        "the ring takes what there is, and leaves room for a small block"
+    )
 
 
 def test_what_does_not_fit_one_wave_runs_in_several() -> None:

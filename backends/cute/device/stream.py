@@ -6,9 +6,9 @@ the last unit of a share may be filled in part.  One stage of the ring holds ``c
 the CTA's weight rows and of the batch rows, in whole 128-byte lines; all batch rows meet a weight while it
 is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  At
 the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
-batch, which take its columns in turn: so what the epilogue reads and writes are runs of a row, and all
-threads have their part of it.  What it reads they have asked for ahead of K.  The weights are `[out, in]`, so a weight row is the n side of ``mma.m16n8k16`` and the batch its
-m side.
+batch, which take its columns in turn: what the epilogue reads and writes are runs of a row, and all threads
+have their part of it.  What it reads they ask for ahead of the K loop.  The weights are `[out, in]`, so a
+weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
 
 The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of row g, 8 columns, which feed
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
