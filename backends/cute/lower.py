@@ -295,7 +295,7 @@ class Lowering(Orchestration):
         before, behind = self.norms_before.get(source), self.norms_behind.get(source)
         views = dict(state.views)
         views |= {n.sums: View.whole(n.sums) for n in (before, behind) if n is not None}
-        parts = emit(product, views, around.bindings() + prelude, before, behind)
+        parts = emit(name, product, views, around.bindings() + prelude, before, behind)
         kernel = parts.kernel
         # Weights that no kernel writes are copied before this kernel may read what others do
         weights = state.views[product.weights[0].args[0]].base  # type: ignore[index]
@@ -319,8 +319,6 @@ class Lowering(Orchestration):
             f"m_tiles={plan.m_tiles}, late={LATE}, weight_row={name}_weight_row, "
             f"finish={name}_finish"
         )
-        if any(fn == "gather" for fn, _, _ in parts.functions):
-            fields += f", gather={name}_gather"
         if before is not None:
             fields += f", scale={name}_scale, operand={name}_operand"
         fields = ", ".join((fields, *parts.fields))

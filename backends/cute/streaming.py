@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -44,13 +45,14 @@ class Streamed:
 
 
 def emit(
+    name: str,
     product: Product,
     views: dict[Var, View],
     prelude: Block,
     before: Norm | None = None,
     behind: Norm | None = None,
 ) -> Streamed:
-    """The emitted parts of a streamed product, with the norms of its rows and of its result that it does."""
+    """The emitted parts of the streamed product ``name``, with the norms of its rows and of its result."""
     kernel = Kernel(views, HANDLERS)
     kernel.text.taken |= {"total", "held", "column", "row", "live", "c", "n", "a"}
     kernel.text.taken |= {"sums", "scales", "x_element", "x_column"}
@@ -98,22 +100,14 @@ def emit(
     text.line("return row, live")
     weight_row = text.lines
 
-    # --- the epilogue of an element, and what it reads, which is asked for ahead
+    # --- what the epilogue of an element reads, asked for ahead, and the epilogue
     ahead = gathered(product, kernel)
     text = inner()
-    kinds: list[str] = []
     if ahead:
         at_column(text)
-        for s in ahead:
-            HANDLERS["load"](kernel, s)
-            tile = kernel.tile(s.result)
-            kinds.append(DSL_TYPES[tile.dtype.name])
-            text.line(f"found_{len(kinds)} = {literal(0.0 if tile.dtype.is_float else 0, tile.dtype)}")
-            place = own_place(tile)
-            with text.nested(f"if {' & '.join(x for x in ('live', inside(tile, place)) if x)}:"):
-                text.line(f"found_{len(kinds)} = {tile.value(text, place)}")
-        text.line(f"return ({', '.join(f'found_{i + 1}' for i in range(len(kinds)))},)")
-    gather = text.lines
+        found = [read_element(kernel, s) for s in ahead]
+        text.line(f"return ({', '.join(found)},)")
+    gather = used(text.lines)
     text = inner()
     at_column(text)
     for i, result in enumerate(product.results):
@@ -122,18 +116,22 @@ def emit(
         assert isinstance(s, Let)
         if s.op.name == "store":
             store(kernel, s, behind)
-            continue
-        HANDLERS[s.op.name](kernel, s)
-        if s in ahead:
+        elif s in ahead:
+            HANDLERS["load"](kernel, s)
             given(kernel, s.result, f"held[{ahead.index(s)}]")
+        elif s.op.name == "load":  # of what is stored here: now, and not where it is asked for
+            given(kernel, s.result, read_element(kernel, s))
+        else:
+            HANDLERS[s.op.name](kernel, s)
     functions = [
         ("weight_row", ("env", "a", "column"), weight_row),
-        ("finish", ("env", "row", "column", "live", "total", "held", "sums"), text.lines),
+        ("finish", ("env", "row", "column", "live", "total", "held", "sums"), used(text.lines)),
     ]
     fields: list[str] = []
     if ahead:
         functions.append(("gather", ("env", "row", "column", "live"), gather))
-        fields.append(f"gathered=({', '.join(kinds)},)")
+        kinds = (DSL_TYPES[kernel.tile(s.result).dtype.name] for s in ahead)
+        fields += [f"gather={name}_gather", f"gathered=({', '.join(kinds)},)"]
     arguments: list[str] = []
     if behind is not None:
         arguments.append(f"sums_to={kernel.pointer(behind.sums)}")
@@ -194,14 +192,33 @@ def fragment(i: int, var: Var, kernel: Kernel, rows: str) -> Tile:
 
 
 def gathered(product: Product, kernel: Kernel) -> list[Let]:
-    """The loads of the epilogue that may come ahead of the product: of what it does not store itself, where
-    an element of the result needs one element of them.
-    """
+    """The loads of the epilogue that may come ahead of the product: of what it does not store itself."""
     lets = [s for s in product.epilogue if isinstance(s, Let)]
     stored = {kernel.view_of(s.arg("target")).base for s in lets if s.op.name == "store"}
-    if any(s.op.name == "extract" for s in lets):
-        return []
     return [s for s in lets if s.op.name == "load" and kernel.view_of(s.arg("t")).base not in stored]
+
+
+def read_element(kernel: Kernel, s: Let) -> str:
+    """The element of a load that the element at hand needs, zero where there is none."""
+    text = kernel.text
+    HANDLERS["load"](kernel, s)
+    tile = kernel.tile(s.result)
+    place = own_place(tile)
+    found = text.let("found", literal(0.0 if tile.dtype.is_float else 0, tile.dtype))
+    with text.nested(f"if {' & '.join(x for x in ('live', inside(tile, place)) if x)}:"):
+        text.line(f"{found} = {tile.at(text, place)}")
+    return found
+
+
+def used(lines: list[str]) -> list[str]:
+    """The lines without names that no other line reads."""
+    out = list(lines)
+    for i in reversed(range(len(out))):
+        name, is_let, _ = out[i].partition(" = ")
+        name = name.strip()
+        if is_let and name.isidentifier() and not any(re.search(rf"\b{name}\b", x) for x in out[i + 1 :]):
+            del out[i]
+    return out
 
 
 def own_place(tile: Tile) -> Coordinates:
@@ -223,10 +240,9 @@ def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
     box = view.moved(view.shape, at)
     place = ("row", "c")
     test = " & ".join(x for x in ("live", inside(tile, place)) if x)
-    # Threads that store nothing compute all the same, if they read nothing for it: no branch is in the way
-    value = "" if tile.reads else as_type(tile.value(text, place), tile.dtype, view_dtype(view))
+    # Threads that store nothing compute all the same: no branch is in the way of the next element
+    value = as_type(tile.value(text, place), tile.dtype, view_dtype(view))
     with text.nested(f"if {test}:"):
-        value = value or as_type(tile.value(text, place), tile.dtype, view_dtype(view))
         text.line(
             f"block.element({kernel.pointer(view.base)}, "
             f"{element_at(box, kernel.write, start_of(box, kernel.write), place)})[0] = {value}"

@@ -1,4 +1,4 @@
-"""A region that runs as the tail of the launch before it, in the blocks of that launch that arrive last.
+"""A region that runs as the tail of the launch before it, in blocks of that launch that wait for the others.
 
 A launch costs microseconds.  A small region that reads what the one before it writes must come after all of
 it, but needs no launch: every block of the first, its head, counts itself in a word of workspace when it is
@@ -55,7 +55,6 @@ from .text import BARRIER, Text
 from .wanted import Wanted
 
 COUNTER = f"pointer:{INT32.name}"
-ASKED = "wanted"  # of a kernel: whether a block of its tail does anything
 BLOCK = "tail_block"  # of a tail's function: the block of the region that it does
 RESIDENT = 2  # blocks of a core: for more, ptxas would have too few registers
 ROUNDS = 5  # blocks of a tail, one after the other: more take longer than a launch
@@ -140,7 +139,8 @@ def tailed(
     which blocks of the tail do anything, if not all.
     """
     shares = (head, tail, *([wanted] if wanted is not None else []))
-    taken = Arguments(shares, "rank", "ranks", ASKED, BLOCK)
+    taken = Arguments(shares, BLOCK)
+    rank, ranks, asked = (taken.names.unique(x) for x in ("rank", "ranks", "wanted"))
     calls = [", ".join(taken.of(s)) for s in shares]
     word = taken.name(counter, COUNTER, ("pointer", counter))
     tasks = taken.count(tail.blocks, "tail_blocks")
@@ -154,8 +154,8 @@ def tailed(
     asks = ""
     if wanted is not None:
         given = ", ".join(x for x in (calls[2], f"arrival.own({tasks}, {most})") if x)
-        run.insert(0 if wanted.early else 1, f"    {ASKED} = {wanted.function}({given})")
-        asks = f", {ASKED}"
+        run.insert(0 if wanted.early else 1, f"    {asked} = {wanted.function}({given})")
+        asks = f", {asked}"
     lines = " and ".join(str(s.region.span.line) for s in (head, tail))
     text = [
         head.text(),
@@ -165,13 +165,13 @@ def tailed(
         *([wanted.text(BLOCK), ""] if wanted is not None else []),
         "@cute.kernel",
         signature(name, parameters),
-        f'    """Lines {lines}: a region, and the next one in the blocks that arrive last."""',
+        f'    """Lines {lines}: a region, and the next one in blocks that wait for all."""',
         *("    " + x for x in allocated(shared)),
         f"    {BEFORE}",
         *run,
-        f"    rank, ranks = arrival.arrive({word}, {SHARED}, {tasks}, {most}{asks})",
-        "    if rank >= 0:",
-        f"        for {BLOCK} in cutlass.range(rank, {tasks}, ranks, unroll=1):",
+        f"    {rank}, {ranks} = arrival.arrive({word}, {SHARED}, {tasks}, {most}{asks})",
+        f"    if {rank} >= 0:",
+        f"        for {BLOCK} in cutlass.range({rank}, {tasks}, {ranks}, unroll=1):",
         f"            {BARRIER}",
         f"            {tail.function}({', '.join(x for x in (calls[1], BLOCK) if x)})",
         *([f"    block.stamp({noted}, cute.arch.block_idx()[0], {END})"] if noted else []),

@@ -67,7 +67,8 @@ class Work:
         early = all(kernel.ahead.allows(x, base) for x, base in read.items())
         if early:
             kernel.early |= set(read.values())
-        return f"Boolean({kernel.write(self.value)})", early
+        value = kernel.write(self.value)
+        return value if value.startswith("Boolean(") else f"Boolean({value})", early
 
 
 def work(body: Block, views: Mapping[Var, View], settled: Callable[[Var], bool]) -> Work | None:

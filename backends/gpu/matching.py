@@ -19,7 +19,7 @@ LAZY = frozenset({
     "add", "sub", "mul", "div", "maximum", "minimum", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "recip",
     "cast", "row_expand_add", "row_expand_sub", "row_expand_mul", "row_expand_div", "col_expand_add",
     "col_expand_sub", "col_expand_mul", "col_expand_div", "row_expand", "col_expand", "cmp", "full", "load",
-    "move", "store", "set_validshape", "fillpad", "extract",
+    "move", "store", "set_validshape", "fillpad",
 })  # fmt: skip
 
 
@@ -53,6 +53,8 @@ def match(region: Region) -> Product | str:
         if not isinstance(s, Let) or s.op.name not in LAZY:
             what = s.op.name if isinstance(s, Let) else type(s).__name__
             return f"line {s.span.line}: {what} is not elementwise"
+        if s.op.name == "store" and s.arg("atomic") == "add":
+            return f"line {s.span.line}: it adds to what others store"
     if (
         loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE)
         or loop.start != index(0)

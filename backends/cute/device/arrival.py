@@ -1,4 +1,4 @@
-"""How the CTAs of a launch that arrive last take on work that needs what all of them have written."""
+"""How CTAs of a launch take on work that needs what all of its CTAs have written."""
 
 from __future__ import annotations
 

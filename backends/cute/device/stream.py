@@ -36,7 +36,7 @@ LANES = 16  # threads that finish a row, 32 bytes of bf16 at a time
 
 @dataclass(frozen=True)
 class Stream:
-    """The schedule of one streamed product, and the two functions that the region fills in.
+    """The schedule of one streamed product, and the functions that the region fills in.
 
     * ``weight_row(env, a, column) -> (row, live)``: the weight row of accumulator ``a`` for a column of the
       result, and whether it exists.
@@ -248,15 +248,16 @@ class Stream:
                     for i in cutlass.range_constexpr(self.scales):
                         there[i] = scales[i]
             cute.arch.sync_threads()
-        shape = cute.make_layout((self.rounds, self.passes))
-        held = [cute.make_rmem_tensor(shape, kind) for kind in self.gathered]
+        places = cute.make_layout((self.rounds, self.passes))
+        held = [cute.make_rmem_tensor(places, element) for element in self.gathered]
         if cutlass.const_expr(self.gather is not None):
             # Behind a barrier, so that nothing waits for these together with the rows
             cute.arch.sync_threads()
             for p in cutlass.range_constexpr(self.passes):
                 for i in cutlass.range_constexpr(self.rounds):
                     row, column = self.place(tid, i, p)
-                    found = self.gather(env, row, first + column, (row < rows) & (column < count))
+                    live = (row < min(rows, Int32(self.m_tiles * M))) & (column < count)
+                    found = self.gather(env, row, self.known(first + column), live)
                     for n in cutlass.range_constexpr(len(self.gathered)):
                         held[n][i, p] = found[n]
 
@@ -384,7 +385,8 @@ class Stream:
                 for i in cutlass.range_constexpr(self.rounds):
                     _, column = self.place(tid, i, p)
                     own = [x[i, p] for x in held]
-                    self.finish(env, row, first + column, column < count, total[None, i], own, sums[None, p])
+                    at_column = self.known(first + column)
+                    self.finish(env, row, at_column, column < count, total[None, i], own, sums[None, p])
         if cutlass.const_expr(sums_to is not None):
             self.leave_sums(sums, sums_to, cta)
         self.stamp(stamps, cta, 3)
@@ -431,6 +433,10 @@ class Stream:
     def place(self, tid: Int32, i: int, p: int) -> tuple[Int32, Int32]:
         """The row, and the column of the CTA's, that a thread finishes in round ``i`` of pass ``p``."""
         return tid // LANES + p * (self.threads // LANES), tid % LANES + i * LANES
+
+    def known(self, column: Int32) -> Int32:
+        """A column that exists, for what is evaluated at every column and not only at live ones."""
+        return min(column, Int32(self.columns - 1))
 
     def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
         if stamps is not None:

@@ -7,9 +7,8 @@ import pypto_models.language as pl
 TOKENS = pl.dynamic("TOKENS")
 ROWS = 48
 DEPTH = 512
-BLOCKS = (
-    137  # of eight columns: on 132 SMs shares of eight and nine, of which the second has one column in a unit
-)
+# Of eight columns: on 132 SMs shares are of eight and nine, so of one unit and of two
+BLOCKS = 137
 WIDTH = 8 * BLOCKS
 STEP = 256
 
@@ -36,10 +35,15 @@ def epilogues(
     bias: pl.Tensor[[1, WIDTH], pl.FP32],
     scale: pl.Tensor[[TOKENS, 1], pl.FP32],
     residual: pl.Tensor[[TOKENS, WIDTH], pl.BF16],
+    order: pl.Tensor[[BLOCKS], pl.INT32],
     summed: pl.InOut[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
+    before: pl.Out[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
     y: pl.Out[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
+    ordered: pl.Out[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
 ):
-    """y = (x @ weight^T + bias) * scale + residual, and summed += x @ weight^T."""
+    """Of p = x @ weight^T: y = (p + bias) * scale + residual; before = summed, summed += p; block `n` of p is
+    block `order[n]` of ordered.
+    """
     rows = pl.tensor.dim(x, 0)
     for n in pl.spmd(BLOCKS, name_hint="apart"):
         acc = product(x, weight, n)
@@ -51,3 +55,31 @@ def epilogues(
         acc = product(x, weight, n)
         beside = pl.slice(summed, [ROWS, 8], [0, n * 8], valid_shape=[rows, 8])
         pl.assemble(summed, pl.add(acc, beside), [0, n * 8])
+        pl.assemble(before, beside, [0, n * 8])
+    for n in pl.spmd(BLOCKS, name_hint="reordered"):
+        to = pl.cast(pl.read(order, [n]), pl.INDEX)
+        acc = product(x, weight, n)
+        pl.assemble(ordered, acc, [0, to * 8])
+
+
+@pl.jit
+def added(
+    x: pl.Tensor[[TOKENS, DEPTH], pl.BF16],
+    weight: pl.Tensor[[WIDTH, DEPTH], pl.BF16],
+    y: pl.InOut[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
+):
+    """y += x @ weight^T, atomically."""
+    for n in pl.spmd(BLOCKS, name_hint="added"):
+        pl.assemble(y, product(x, weight, n), [0, n * 8], atomic=pl.AtomicType.Add)
+
+
+@pl.jit
+def cut(
+    x: pl.Tensor[[TOKENS, DEPTH], pl.BF16],
+    weight: pl.Tensor[[WIDTH, DEPTH], pl.BF16],
+    y: pl.Out[pl.Tensor[[TOKENS, WIDTH // 2], pl.FP32]],
+):
+    """The upper half of the rows of each block of x @ weight^T, side by side."""
+    for n in pl.spmd(BLOCKS, name_hint="cut"):
+        acc = product(x, weight, n)
+        pl.assemble(y, pl.slice(acc, [ROWS, 4], [0, 4]), [0, n * 4])

@@ -4,32 +4,48 @@ from __future__ import annotations
 
 import re
 
-from .epilogue_kernels import epilogues
+import pytest
+
+import pypto_models.language as pl
+from backends.cute.streaming import used
+
+from .epilogue_kernels import added, cut, epilogues
 from .support import module_of
-
-
-def functions(source: str) -> dict[str, str]:
-    """The bodies of the emitted functions by name."""
-    parts = re.split(r"^def (\w+)\(", source, flags=re.MULTILINE)[1:]
-    return dict(zip(parts[::2], parts[1::2], strict=True))
+from .tail_sources import functions
 
 
 def test_what_an_epilogue_reads_is_gathered_ahead() -> None:
-    parts = functions(module_of(epilogues).source)
+    parts = functions(module_of(epilogues))
     assert parts["apart_gather"].count("block.element(") == 3  # bias, scale and residual
     assert "gathered=(Float32, Float32, BFloat16,)" in parts["apart"]
-    reads = [x for x in parts["apart_finish"].splitlines() if "= block.element(" in x]
-    assert not reads and all(f"held[{i}]" in parts["apart_finish"] for i in range(3))
+    assert "= block.element(" not in re.sub(r"block.element\(y,.*", "", parts["apart_finish"])
+    assert all(f"held[{i}]" in parts["apart_finish"] for i in range(3))
 
 
-def test_what_it_writes_is_read_where_it_is_written() -> None:
-    parts = functions(module_of(epilogues).source)
+def test_what_it_writes_is_read_before_it_is_written() -> None:
+    parts = functions(module_of(epilogues))
     assert "in_place_gather" not in parts and "gather" not in parts["in_place"]
     finish = parts["in_place_finish"]
-    assert finish.index("if live") < finish.index("= block.element(summed")
+    assert finish.count("= block.element(summed") == 1
+    assert finish.index("= block.element(summed") < finish.index("        block.element(summed")
 
 
-def test_values_are_computed_without_a_branch_where_nothing_is_read() -> None:
-    lines = functions(module_of(epilogues).source)["apart_finish"].splitlines()
+def test_values_are_computed_without_a_branch() -> None:
+    lines = functions(module_of(epilogues))["apart_finish"].splitlines()
     (guard,) = (i for i, x in enumerate(lines) if x.strip().startswith("if "))
-    assert all("block.element(y" in x for x in lines[guard + 1 :] if x.startswith("        "))
+    (stored,) = (x for x in lines[guard + 1 :] if x.startswith("        "))
+    assert "block.element(y" in stored
+
+
+def test_lines_that_nothing_reads_go() -> None:
+    lines = ["    a = 1", "    b = a", "    c = b", "    x[0] = b"]
+    assert used(lines) == ["    a = 1", "    b = a", "    x[0] = b"]
+    assert "first" not in functions(module_of(epilogues))["apart_finish"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"), [(added, "it adds to what others store"), (cut, "extract is not elementwise")]
+)
+def test_what_is_no_epilogue_runs_block_by_block(kernel: pl.Kernel, why: str) -> None:
+    (made,) = module_of(kernel).kernels
+    assert made.how.endswith(why)

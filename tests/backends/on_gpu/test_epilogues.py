@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..cute.epilogue_kernels import DEPTH, WIDTH, epilogues
+from ..cute.epilogue_kernels import BLOCKS, DEPTH, WIDTH, epilogues
 from .catalogue import Entry
 from .programs import program_of
 
@@ -18,16 +18,21 @@ def test_every_element_is_finished_once(rows: int) -> None:
     x, weight = torch.randn(rows, DEPTH).bfloat16(), (torch.randn(WIDTH, DEPTH) / 16).bfloat16()
     bias, scale = torch.randn(1, WIDTH), torch.randn(rows, 1)
     residual, summed = torch.randn(rows, WIDTH).bfloat16(), torch.randn(rows, WIDTH)
+    order = torch.randperm(BLOCKS).int()
     product = x.double() @ weight.double().T
-    want = (product + bias.double()) * scale.double() + residual.double()
-
+    ordered = torch.empty_like(product)
+    ordered.view(rows, BLOCKS, 8)[:, order] = product.view(rows, BLOCKS, 8)
+    want = {
+        "summed": product + summed.double(),
+        "before": summed.double(),
+        "y": (product + bias.double()) * scale.double() + residual.double(),
+        "ordered": ordered,
+    }
     # Rows behind those of the step, which nothing may touch
-    held = [
-        torch.cat([t, torch.full_like(t, 7.0)]).cuda() for t in (summed, torch.full_like(summed, torch.nan))
-    ]
-    there, y = held[0][:rows], held[1][:rows]
+    starts = [summed, *(torch.full_like(summed, torch.nan) for _ in range(3))]
+    held = [torch.cat([t, torch.full_like(t, 7.0)]).cuda() for t in starts]
     launch = program_of("small/epilogues", lambda on: Entry(epilogues, on, {}))
-    launch(*(t.cuda() for t in (x, weight, bias, scale, residual)), there, y)
-    torch.testing.assert_close(y.double().cpu(), want, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(there.double().cpu(), product + summed.double(), rtol=1e-5, atol=1e-4)
-    assert all((t[rows:] == 7.0).all() for t in held)
+    launch(*(t.cuda() for t in (x, weight, bias, scale, residual, order)), *(t[:rows] for t in held))
+    for t, (name, exact) in zip(held, want.items(), strict=True):
+        torch.testing.assert_close(t[:rows].double().cpu(), exact, rtol=1e-5, atol=1e-4, msg=name)
+        assert (t[rows:] == 7.0).all(), name
