@@ -257,7 +257,7 @@ class Stream:
                 for i in cutlass.range_constexpr(self.rounds):
                     row, column = self.place(tid, i, p)
                     live = (row < min(rows, Int32(self.m_tiles * M))) & (column < count)
-                    found = self.gather(env, row, self.known(first + column), live)
+                    found = self.gather(env, row, min(first + column, Int32(self.columns - 1)), live)
                     for n in cutlass.range_constexpr(len(self.gathered)):
                         held[n][i, p] = found[n]
 
@@ -385,8 +385,9 @@ class Stream:
                 for i in cutlass.range_constexpr(self.rounds):
                     _, column = self.place(tid, i, p)
                     own = [x[i, p] for x in held]
-                    at_column = self.known(first + column)
-                    self.finish(env, row, at_column, column < count, total[None, i], own, sums[None, p])
+                    # Evaluated where nothing is stored, too: at a column that exists
+                    existing = min(first + column, Int32(self.columns - 1))
+                    self.finish(env, row, existing, column < count, total[None, i], own, sums[None, p])
         if cutlass.const_expr(sums_to is not None):
             self.leave_sums(sums, sums_to, cta)
         self.stamp(stamps, cta, 3)
@@ -433,10 +434,6 @@ class Stream:
     def place(self, tid: Int32, i: int, p: int) -> tuple[Int32, Int32]:
         """The row, and the column of the CTA's, that a thread finishes in round ``i`` of pass ``p``."""
         return tid // LANES + p * (self.threads // LANES), tid % LANES + i * LANES
-
-    def known(self, column: Int32) -> Int32:
-        """A column that exists, for what is evaluated at every column and not only at live ones."""
-        return min(column, Int32(self.columns - 1))
 
     def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
         if stamps is not None:
