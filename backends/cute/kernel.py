@@ -35,6 +35,7 @@ from .tiles import Coordinates, Shared, Tile, inside
 from .turns import OwnRing, loops_in_turns, take_turns
 from .waiting import (
     ask,
+    asks_soon,
     begins_apart,
     look_up_rings,
     reads,
@@ -140,7 +141,7 @@ class Kernel(Names):
             if settled(s, self.ahead, self.views):
                 self.early |= {self.views[v].base for x in lets((s,)) for v in sources(x)}
             elif not isinstance(s, If) and not begins_apart(s):  # these wait where they must
-                wait_once(self)
+                wait_once(self, hold=asks_soon(self, s))
         if not reads(s):
             receive(self)
             if self.meets and not self.later(s):  # behind the trip's loads, which are then all under way

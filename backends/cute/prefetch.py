@@ -43,6 +43,7 @@ class Staged:
     takers: int = 1  # that have rings of their own
     first_trips: list[tuple[str, dict[Var, str]]] = field(default_factory=list)  # and what they looked up
     started: bool = False
+    behind: For | None = None  # its loop, if it begins behind tiles that are asked for
     slot: str = ""
     held: dict[Var, str] = field(default_factory=dict)  # elements that addresses need, read a trip early
 

@@ -48,7 +48,11 @@ def ask(k: Kernel, var: Var, tile: Tile) -> None:
 
 
 def receive(k: Kernel) -> None:
-    """What was asked for is in shared memory from here on."""
+    """What was asked for is in shared memory from here on.  The rings that were to come behind it begin."""
+    for ring in k.rings.values():
+        if ring.behind is not None:
+            ring.prologue(k, ring.behind, k.bounds(ring.behind))
+            ring.behind = None
     if k.asked:
         k.text.part()
         for line in k.asked:
@@ -57,9 +61,12 @@ def receive(k: Kernel) -> None:
         k.asked.clear()
 
 
-def wait_once(k: Kernel) -> None:
-    """For the kernels before this one, unless it has."""
-    receive(k)
+def wait_once(k: Kernel, hold: bool = False) -> None:
+    """For the kernels before this one, unless it has.  With ``hold``, what was asked for stays in registers:
+    more is asked for at once, and need not wait for that to arrive.
+    """
+    if not hold:
+        receive(k)
     if not k.waited:
         k.text.line(WAIT)
         k.text.line(AFTER)
@@ -83,11 +90,24 @@ def look_up_rings(k: Kernel, body: Block) -> None:
 
 
 def start_rings(k: Kernel, body: Block) -> None:
-    """Before the wait: the first loads of a block's loops."""
+    """Before the wait: the first loads of a block's loops.
+
+    Rings of single warps ask for all their slots at once.  Tiles that are asked for right behind the wait
+    would come when all of that has come, and the block has work to do on them first: such rings begin behind.
+    """
     look_up_rings(k, body)
     for s in body:
         if isinstance(s, For) and id(s) in k.rings and not k.rings[id(s)].started:
-            k.rings[id(s)].prologue(k, s, k.bounds(s))
+            ring = k.rings[id(s)]
+            if asks_soon(k, body[0]) and ring.takers > 1:
+                ring.behind = s
+            else:
+                ring.prologue(k, s, k.bounds(s))
+
+
+def asks_soon(k: Kernel, s: Stmt) -> bool:
+    """Whether a statement loads a tile that is asked for right behind the wait."""
+    return not k.soon.isdisjoint(defs(s))
 
 
 def settled_first(k: Kernel, body: Block) -> Block:

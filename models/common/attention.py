@@ -270,44 +270,47 @@ def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor,
 
 @pl.jit.inline
 def plan_runs(
-    slot_mapping: pl.Tensor,
-    cu_q: pl.Tensor,
-    ctx: pl.Tensor,
-    share_table: pl.Tensor,
-    run_table: pl.Tensor,
-    row_table: pl.Tensor,
+    slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor, run_table: pl.Tensor, row_table: pl.Tensor
 ):
     """Who works on what, so that the blocks to come find it in tables.
 
-    `share_table` [TARGET_RUNS + 1, 1] = first run of each share, whose last is before that of the next;
-    `run_table` [B + TARGET_RUNS or T, 6] = (sequence, first page, end page, tokens, first row, rows) of each
-    run; `row_table` [T, 3] = (first run, runs, row of its sequence) of each row, zeros if it is dead.  A
-    block writes a row of each, which it finds in a walk over the sequences.
+    `run_table` [B TARGET_RUNS, 8] has run n of a share in row n TARGET_RUNS + share, where it is found by a
+    single look-up if it is the first: (sequence, first page, end page, tokens, first row, rows, place of its
+    partial), and in the first run's row, be there one or not, how many runs the share has.  `row_table`
+    [T, 3] = (first run, runs, row of its sequence) of each row, zeros if it is dead.  Block i writes how many
+    runs share i has, run i and row i, which it finds in a walk over the sequences.
     """
     batch = pl.tensor.dim(ctx, 0)
     rows = pl.tensor.dim(slot_mapping, 0)
-    for i in pl.spmd(pl.tensor.dim(run_table, 0), name_hint="attention_runs"):
+    for i in pl.spmd(pl.max(batch + TARGET_RUNS, rows), name_hint="attention_runs"):
         share_pages = pages_per_share(slot_mapping, cu_q, ctx)
         row_owner = sequence_of(i, slot_mapping, cu_q, ctx)
-        share_run = 0  # the first run of share i
+        share_first = 0  # the first run of share i
+        share_end = 0  # and of the next
         run_owner = 0  # the sequence of run i
         run_share = 0
+        run_nth = 0  # runs of this share before it
         run_page = 0  # the owner's first page in the list of all
         row_first = 0
         row_runs = 0
         j = 0
         before = 0
         page = 0
+        nth = 0  # runs before this sequence in the share that `page` is in
         for s in pl.range(batch):
             pages = pages_of(s, slot_mapping, cu_q, ctx)
             runs = runs_of(page, pages, share_pages)
             first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)
+            share = page // share_pages
             # The last sequence that begins where the share does or before holds its first page, if it has one
             if page <= i * share_pages:
-                share_run = before + pl.min(i - page // share_pages, runs)
+                share_first = before + pl.min(i - share, runs)
+            if page <= (i + 1) * share_pages:
+                share_end = before + pl.min(i + 1 - share, runs)
             if before <= i:  # the last one: a sequence without runs is followed by the owner, or by no run
                 run_owner = s
-                run_share = page // share_pages + i - before
+                run_share = share + i - before
+                run_nth = nth * pl.max(before + 1 - i, 0)  # 0 if the sequence began in an earlier share
                 run_page = page
             if s == row_owner:
                 row_first = before
@@ -315,24 +318,30 @@ def plan_runs(
                 j = i - first
             before = before + runs
             page = page + pages
+            nth = nth + runs
+            if page // share_pages > share:
+                nth = pl.min(page % share_pages, 1)
         tokens = context_of(run_owner, slot_mapping, cu_q, ctx)
         begin = pl.max(run_share * share_pages - run_page, 0)
         end = pl.min((run_share + 1) * share_pages - run_page, (tokens + PAGE - 1) // PAGE)
         count = query_rows(run_owner, slot_mapping, cu_q, ctx)
         first_row = pl.read(cu_q, [run_owner])  # ahead of the writes, which wait for the launch before
-        if i <= TARGET_RUNS:
-            pl.write(share_table, [i, 0], pl.cast(share_run, pl.INT32))
-        pl.write(run_table, [i, 0], pl.cast(run_owner, pl.INT32))
-        pl.write(run_table, [i, 1], pl.cast(begin, pl.INT32))
-        pl.write(run_table, [i, 2], pl.cast(end, pl.INT32))
-        pl.write(run_table, [i, 3], pl.cast(tokens, pl.INT32))
-        pl.write(run_table, [i, 4], first_row)
-        pl.write(run_table, [i, 5], pl.cast(count, pl.INT32))
+        if i < TARGET_RUNS:
+            pl.write(run_table, [i, 7], pl.cast(share_end - share_first, pl.INT32))
+        if i < before:
+            place = run_nth * TARGET_RUNS + run_share
+            pl.write(run_table, [place, 0], pl.cast(run_owner, pl.INT32))
+            pl.write(run_table, [place, 1], pl.cast(begin, pl.INT32))
+            pl.write(run_table, [place, 2], pl.cast(end, pl.INT32))
+            pl.write(run_table, [place, 3], pl.cast(tokens, pl.INT32))
+            pl.write(run_table, [place, 4], first_row)
+            pl.write(run_table, [place, 5], pl.cast(count, pl.INT32))
+            pl.write(run_table, [place, 6], pl.cast(i, pl.INT32))
         if i < rows:
             pl.write(row_table, [i, 0], pl.cast(row_first, pl.INT32))
             pl.write(row_table, [i, 1], pl.cast(row_runs, pl.INT32))
             pl.write(row_table, [i, 2], pl.cast(j, pl.INT32))
-    return share_table, run_table, row_table
+    return run_table, row_table
 
 
 @pl.jit.inline
@@ -366,10 +375,9 @@ def attention(
     part_m = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_sum = pl.create_tensor([slots * GROUP_ROWS, 1], pl.FP32)
     part_acc = pl.create_tensor([slots * GROUP_ROWS, HEAD_DIM], pl.FP32)
-    share_table = pl.create_tensor([TARGET_RUNS + 1, 1], pl.INT32)
-    run_table = pl.create_tensor([pl.max(batch + TARGET_RUNS, rows), 6], pl.INT32)
+    run_table = pl.create_tensor([batch * TARGET_RUNS, 8], pl.INT32)
     row_table = pl.create_tensor([rows, 3], pl.INT32)
-    share_table, run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, share_table, run_table, row_table)
+    run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, run_table, row_table)
 
     for item in pl.spmd(
         TARGET_RUNS * KV_HEADS,
@@ -378,7 +386,8 @@ def attention(
     ):
         share = item // KV_HEADS
         head = item % KV_HEADS
-        for run in pl.range(entry(share_table, share, 0), entry(share_table, share + 1, 0)):
+        for nth in pl.range(entry(run_table, share, 7)):
+            run = nth * TARGET_RUNS + share
             seq = entry(run_table, run, 0)
             begin = entry(run_table, run, 1)
             end = entry(run_table, run, 2)
@@ -391,7 +400,7 @@ def attention(
             m, total, acc = attend_run(
                 q, k_new, v_new, k_cache, v_cache, block_table, seq, first, count, head, begin, end, tokens
             )
-            place = (run * KV_HEADS + head) * GROUP_ROWS
+            place = (entry(run_table, run, 6) * KV_HEADS + head) * GROUP_ROWS
             if SPAN == 1:
                 if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
                     done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")

@@ -64,7 +64,7 @@ def test_the_merge_of_attention_runs_where_there_is_something_to_merge() -> None
     given = constants(FULL, "h200")
     module = lower(lower_for(decode_layer, (), H200, given).function, H200)
     kernel = functions(module)["attention_then_attention_merge"]
-    assert kernel.index("attention_merge_wanted(") < kernel.index("attention(share_table")
+    assert kernel.index("attention_merge_wanted(") < kernel.index("attention(run_table")
     lines = body(module, "attention_merge_wanted")
     assert not any(x.startswith("if ") for x in lines) and sum("row_table" in x for x in lines) == 2
     heads, table = FULL.q_heads, [0, 0, 0, 3, 1, 0, 4, 2, 0]  # first run, runs, row of its sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import pytest
 import torch
@@ -21,7 +21,9 @@ T = pl.dynamic("T")
 B = pl.dynamic("B")
 B1 = pl.dynamic("B1")
 RUNS = pl.dynamic("RUNS")
-SHARES = pl.dynamic("SHARES")
+
+LIVE = 7  # columns that describe a run; the next one counts those of a share
+UNWRITTEN = -(2**31)  # what the simulator fills an output with
 
 
 @pl.jit
@@ -29,11 +31,10 @@ def plan_entry(
     slot_mapping: pl.Tensor[[T], pl.INT32],
     cu_q: pl.Tensor[[B1], pl.INT32],
     ctx: pl.Tensor[[B], pl.INT32],
-    share_table: pl.Out[pl.Tensor[[SHARES, 1], pl.INT32]],
-    run_table: pl.Out[pl.Tensor[[RUNS, 6], pl.INT32]],
+    run_table: pl.Out[pl.Tensor[[RUNS, 8], pl.INT32]],
     row_table: pl.Out[pl.Tensor[[T, 3], pl.INT32]],
 ):
-    share_table, run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, share_table, run_table, row_table)
+    run_table, row_table = plan_runs(slot_mapping, cu_q, ctx, run_table, row_table)
 
 
 @cache
@@ -71,13 +72,18 @@ class Layout:
 
 
 def tables(layout: Layout, shares: int, span: int) -> tuple[list[int], list[list[int]], list[list[int]]]:
-    """First runs, runs and rows as the region writes them."""
-    height = max(len(layout.ctx) + shares, layout.total)
-    sizes = ((shares + 1, 1), (height, 6), (layout.total, 3))
-    out = [torch.full(size, -99, dtype=torch.int32) for size in sizes]
+    """First runs of the shares, runs and rows as the region writes them."""
+    sizes = ((len(layout.ctx) * shares, 8), (layout.total, 3))
+    out = [torch.zeros(size, dtype=torch.int32) for size in sizes]
     given = (layout.slots, layout.starts, layout.ctx)
     planner(shares, span)(*(torch.tensor(x, dtype=torch.int32) for x in given), *out)
-    return out[0].flatten().tolist(), out[1].tolist(), out[2].tolist()
+    by_share = out[0].view(-1, shares, 8).transpose(0, 1).tolist()
+    runs = [run for share in by_share for run in share[: share[0][LIVE]]]
+    assert [run[6] for run in runs] == list(range(len(runs)))
+    idle = [run[:LIVE] for share in by_share for run in share[share[0][LIVE] :]]
+    assert {x for run in idle for x in run} <= {UNWRITTEN}
+    firsts = list(accumulate((share[0][LIVE] for share in by_share), initial=0))
+    return firsts, [run[:6] for run in runs], out[1].tolist()
 
 
 def expected(layout: Layout, shares: int, span: int) -> tuple[list[int], list[list[int]], list[list[int]]]:
@@ -117,7 +123,7 @@ def test_the_tables(layout: Layout, sizes: tuple[int, int]) -> None:
         layout = Layout([min(n, 1) for n in layout.rows], layout.ctx, layout.dead, layout.behind + 1)
     firsts, runs, rows = tables(layout, *sizes)
     wanted = expected(layout, *sizes)
-    assert (firsts, runs[: firsts[-1]], rows) == wanted
+    assert (firsts, runs, rows) == wanted
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -154,6 +160,6 @@ def test_where_contexts_are_cut(case: str) -> None:
     layout = Layout([1] * len(pages), [n * PAGE for n in pages])
     found, runs, _ = tables(layout, shares, 1)
     assert found == firsts
-    cut = [run[2] - run[1] for run in runs[: found[-1]]]
+    cut = [run[2] - run[1] for run in runs]
     length = math.ceil(sum(pages) / shares)
     assert sum(cut) == sum(pages) and max(cut) <= length
