@@ -18,9 +18,11 @@ to the caches, which the first run of a sequence does at its end.
 from __future__ import annotations
 
 import pypto_models.language as pl
+from models.common.gate import gated
 from models.common.rows import context_of, rows_of, sequence_of
 from models.common.sizes import (
     DTYPE,
+    GATE_HEADS,
     GROUP,
     GROUP_ROWS,
     HEAD_DIM,
@@ -361,12 +363,14 @@ def attention(
     slot_mapping: pl.Tensor,
     cu_q: pl.Tensor,
     ctx: pl.Tensor,
+    projected: pl.Tensor,
     out: pl.Tensor,
 ):
     """`out` [T, Q D] = causal attention of `q` [KV, T GROUP, D] over the caches and the step's own `k_new`
     and `v_new` [KV, T, D], which are written to the caches; dead rows become zeros and write nothing.
 
-    `q`, `k_new` and `v_new` are as `rope` leaves them; a sequence has up to SPAN live rows.
+    `q`, `k_new` and `v_new` are as `rope` leaves them; a sequence has up to SPAN live rows.  With GATE_HEADS,
+    each element goes through the sigmoid gate that the first columns of `projected` [T, N] fp32 hold for it.
     """
     rows = pl.tensor.dim(out, 0)
     batch = pl.tensor.dim(ctx, 0)
@@ -403,8 +407,16 @@ def attention(
             place = (entry(run_table, run, 6) * KV_HEADS + head) * GROUP_ROWS
             if SPAN == 1:
                 if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
-                    done = pl.cast(pl.row_expand_div(acc, total), DTYPE, mode="rint")
                     row = first * Q_HEADS + head * GROUP
+                    done = pl.row_expand_div(acc, total)
+                    if GATE_HEADS > 0:
+                        heads = pl.reshape(projected, [rows * projected.shape[1] // HEAD_DIM, HEAD_DIM])
+                        at = first * (projected.shape[1] // HEAD_DIM) + head * GROUP
+                        live = [GROUP, HEAD_DIM]
+                        gate = pl.slice(heads, [GROUP_ROWS, HEAD_DIM], [at, 0], valid_shape=live)
+                        done = gated(done, pl.fillpad(gate))
+                    else:
+                        done = pl.cast(done, DTYPE, mode="rint")
                     pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [row, 0])
                 else:
                     leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
@@ -424,5 +436,9 @@ def attention(
             pl.assemble(out, pl.full([1, columns], DTYPE, 0.0), [t, tile * columns])
         elif j < SPAN and (SPAN > 1 or runs > 1):
             done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
-            pl.assemble(out, pl.cast(done, DTYPE, mode="rint"), [t, tile * columns])
+            if GATE_HEADS > 0:
+                done = gated(done, pl.slice(projected, [1, columns], [t, tile * columns]))
+            else:
+                done = pl.cast(done, DTYPE, mode="rint")
+            pl.assemble(out, done, [t, tile * columns])
     return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 import pypto_models.language as pl
 from models.common.attention import attention
 from models.common.embedding import embed, greedy
-from models.common.gate import apply_gate
 from models.common.norm import apply_final_norm, apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_logits, project_out, project_qkv
 from models.common.rope import rope
@@ -92,22 +91,10 @@ def attention_block(
     slot_mapping: pl.Tensor[[TOKENS], pl.INT32],
     cu_q: pl.Tensor[[BATCH_ENDS], pl.INT32],
     ctx: pl.Tensor[[BATCH], pl.INT32],
+    qkv: pl.Tensor[[TOKENS, QKV_WIDTH], pl.FP32],
     out: pl.Out[pl.Tensor[[TOKENS, Q_WIDTH], DTYPE]],
 ):
-    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
-
-
-@pl.jit
-def gated_out_block(
-    attended: pl.Tensor[[TOKENS, Q_WIDTH], DTYPE],
-    qkv: pl.Tensor[[TOKENS, QKV_WIDTH], pl.FP32],
-    w_o: pl.Tensor[[HIDDEN, Q_WIDTH], DTYPE],
-    residual: pl.Tensor[[TOKENS, HIDDEN], DTYPE],
-    out: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
-):
-    gated = pl.create_tensor([pl.tensor.dim(attended, 0), Q_WIDTH], DTYPE)
-    gated = apply_gate(attended, qkv, gated)
-    out = project_out(gated, w_o, residual, out)
+    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, qkv, out)
 
 
 @pl.jit

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pypto_models.language as pl
 from models.common.attention import attention
-from models.common.gate import apply_gate
 from models.common.norm import apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_out, project_qkv
 from models.common.rope import rope
 from models.common.rows import enter
-from models.common.sizes import DTYPE, GATE_HEADS, GROUP, HEAD_DIM, KV_HEADS
+from models.common.sizes import DTYPE, GROUP, HEAD_DIM, KV_HEADS
 
 
 @pl.jit.inline
@@ -65,20 +64,17 @@ def attention_layer(
     residual, normed = enter(hidden, input_norm, slot_mapping, cu_q, ctx, residual, normed)
     qkv = project_qkv(normed, w_qkv, qkv)
 
-    # Scope 2: per-head norms, RoPE, attention and KV write, output gate, output projection and its residual
+    # Scope 2: per-head norms, RoPE, attention, KV write and output gate, output projection and its residual
     q = pl.create_tensor([KV_HEADS, rows * GROUP, HEAD_DIM], DTYPE)
     k_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
     v_new = pl.create_tensor([KV_HEADS, rows, HEAD_DIM], DTYPE)
     attended = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
     middle = pl.create_tensor([rows, width], DTYPE)
     q, k_new, v_new = rope(qkv, q_norm, k_norm, positions, rope_cos, rope_sin, q, k_new, v_new)
-    attended = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, attended)
-    if GATE_HEADS > 0:
-        gated = pl.create_tensor([rows, w_o.shape[1]], DTYPE)
-        gated = apply_gate(attended, qkv, gated)
-        middle = project_out(gated, w_o, residual, middle)
-    else:
-        middle = project_out(attended, w_o, residual, middle)
+    attended = attention(
+        q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, qkv, attended
+    )
+    middle = project_out(attended, w_o, residual, middle)
 
     # Scope 3: MLP and its residual
     return mlp(middle, post_norm, w_gate_up, w_down, next_hidden)

@@ -70,19 +70,16 @@ def rope(v: Tensors, c: DecoderConfig, p: Precision) -> None:
 
 
 def attention(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """The KV write, and attention over the caches with it."""
+    """The KV write, attention over the caches with it, and the sigmoid gate on its output if there is one."""
     rows = eq.live_rows(v, c)
     live = [row.row for row in rows]
     for cache, new in zip(eq.CACHES, NEW, strict=True):
         eq.write_kv(v[cache], v[new].transpose(0, 1)[live], v["slot_mapping"][live].long(), c)
     q = p.up(by_head(v["q"], c)[live].reshape(len(live), c.q_heads, c.head_dim))
-    v["out"].zero_()[live] = eq.attend(q, rows, v, c, p).flatten(1).to(v["out"].dtype)
-
-
-def gated_out(v: Tensors, c: DecoderConfig, p: Precision) -> None:
-    """The sigmoid gate on the attention output, and the projection behind it."""
-    gated = eq.output_gate(p.up(v["attended"]), p.rnd(p.up(v["qkv"][:, : c.gate_width])), p)
-    v["out"].copy_(p.up(v["residual"]) + eq.linear(gated, v["w_o"], p))
+    attended = eq.attend(q, rows, v, c, p).flatten(1)
+    if c.gate_heads:
+        attended = eq.output_gate(attended, p.rnd(v["qkv"][live, : c.gate_width].to(p.compute)), p)
+    v["out"].zero_()[live] = attended.to(v["out"].dtype)
 
 
 def residual(weight: str, v: Tensors, c: DecoderConfig, p: Precision) -> None:
@@ -142,7 +139,9 @@ def rope_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
 
 
 def attention_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
-    """A step whose own tokens are not in the caches, where NaN lies in their place; dead rows are NaN."""
+    """A step whose own tokens are not in the caches, where NaN lies in their place; dead rows are NaN, and of
+    what was projected all but the gate.
+    """
     tensors = step_with(power, c, seed, q=c.q_width, **dict.fromkeys(NEW, c.kv_width), out=c.q_width)
     dead = torch.ones(len(tensors["hidden"]), dtype=torch.bool)
     dead[_live(tensors, c)] = False
@@ -150,6 +149,9 @@ def attention_inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
         by_row = tensors[name].view(c.kv_heads, len(dead), -1, c.head_dim)
         by_row[:, dead] = torch.nan
         tensors[name] = by_row.flatten(1, 2)
+    tensors["qkv"] = random((len(dead), c.qkv_width), torch.float32, 1000 * seed + 9)
+    tensors["qkv"][dead] = torch.nan
+    tensors["qkv"][:, c.gate_width :] = torch.nan
     return tensors
 
 
@@ -200,11 +202,12 @@ def shared_blocks(c: DecoderConfig) -> list[Block]:
 
 
 def attention_blocks(c: DecoderConfig) -> list[Block]:
-    """Projection, RoPE, attention and KV write, output projection, with the gate if there is one."""
+    """Projection, RoPE, attention with KV write and gate, output projection."""
     rows = {"residual": c.hidden, "out": c.hidden}
     qkv = dense({"x": c.hidden, "projected": c.qkv_width}, fp32=["projected"])
     caches = dict.fromkeys(eq.CACHES, cache_rows)
-    blocks = [
+    given = dense({"x": c.q_width, **rows})
+    return [
         Block(kernels.qkv_block, partial(project, "w_qkv"), qkv, DENSE_RUNS),
         Block(kernels.rope_block, rope, rope_inputs, len(STEPS)),
         Block(
@@ -215,11 +218,5 @@ def attention_blocks(c: DecoderConfig) -> list[Block]:
             rows=caches,
             in_pieces=several_pages,
         ),
+        Block(kernels.out_block, partial(residual, "w_o"), given, DENSE_RUNS),
     ]
-    if c.gate_heads:
-        given = dense({"attended": c.q_width, "qkv": c.qkv_width, **rows}, fp32=["qkv"])
-        blocks.append(Block(kernels.gated_out_block, gated_out, given, DENSE_RUNS))
-    else:
-        given = dense({"x": c.q_width, **rows})
-        blocks.append(Block(kernels.out_block, partial(residual, "w_o"), given, DENSE_RUNS))
-    return blocks

@@ -272,7 +272,7 @@ ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
     (
         "for t in pl.range(first, end):",
         "live = live + 1",
-        "pl.write(run_table, [i, 5], pl.cast(count, pl.INT32))",
+        "pl.write(run_table, [place, 5], pl.cast(count, pl.INT32))",
         "first = pl.cast(pl.read(cu_q, [s]), pl.INDEX)",
         "if pl.read(slot_mapping, [t]) >= 0 and first + live == t:",
         "if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):",

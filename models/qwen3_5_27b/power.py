@@ -17,9 +17,8 @@ GDN_REASONS = {
 }
 """Why a fault on a source line of a gated delta net can leave every result as it is."""
 
-GATED = {"GATE_TILES": 2}  # so that a row has a second block
-FULL_POWER = Power(FULL_LAYER, ATTENTION_REASONS, GATED)
-ONE_TOKEN = Power(FULL_LAYER, ONE_TOKEN_REASONS, GATED, span=1, variant="one_token")
+FULL_POWER = Power(FULL_LAYER, ATTENTION_REASONS)
+ONE_TOKEN = Power(FULL_LAYER, ONE_TOKEN_REASONS, span=1, variant="one_token")
 GDN_POWER = Power(GDN_LAYER, GDN_REASONS, {"CONV_TILE": 64, "V_TILE": 32, "GATE_ROWS": 8})
 POWERS = (FULL_POWER, ONE_TOKEN, GDN_POWER)
 

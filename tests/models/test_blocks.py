@@ -117,9 +117,10 @@ def attention_entry(
     slot_mapping: pl.Tensor[[T], pl.INT32],
     cu_q: pl.Tensor[[B1], pl.INT32],
     ctx: pl.Tensor[[B], pl.INT32],
+    projected: pl.Tensor[[T, Q_HEADS * HEAD_DIM], pl.FP32],
     out: pl.Out[pl.Tensor[[T, Q_HEADS * HEAD_DIM], DTYPE]],
 ):
-    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
+    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, projected, out)
 
 
 @pl.jit
@@ -347,7 +348,7 @@ def paged_attention(
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
     entry("attention_entry", TARGET_RUNS=target_runs)(
         by_head(q, KV_HEADS), *new, *(pool.view(-1, HEAD_DIM) for pool in given), table,
-        ints(*slots), ints(*range(batch + 1)), ints(*lengths), out,
+        ints(*slots), ints(*range(batch + 1)), ints(*lengths), torch.full_like(out, torch.nan), out,
     )  # fmt: skip
     for pool, whole in zip(given, pools, strict=True):
         assert torch.equal(pool.view(torch.int32), whole.view(torch.int32))

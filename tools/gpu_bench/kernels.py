@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pypto_models.language as pl
 from models.common.attention import write_kv
-from models.common.gate import apply_gate
+from models.common.gate import gated
 from models.common.layer import mlp
 from models.common.norm import apply_post_norm
 from models.common.projection import project_down, project_gate_up, project_out, project_qkv
@@ -118,9 +118,12 @@ def bench_layer_without_attention(
             write_kv(k_new, v_new, slot_mapping, t, 1, item % KV_HEADS, k_cache, v_cache)
     attended = pl.reshape(q, [rows, Q_WIDTH])
     if GATE_HEADS > 0:
-        gated = pl.create_tensor([rows, Q_WIDTH], DTYPE)
-        gated = apply_gate(attended, qkv, gated)
-        middle = project_out(gated, w_o, residual, middle)
+        opened = pl.create_tensor([rows, Q_WIDTH], DTYPE)
+        for item in pl.spmd(rows * Q_HEADS, name_hint="output_gate"):
+            place = [item // Q_HEADS, item % Q_HEADS * HEAD_DIM]
+            head = pl.cast(pl.slice(attended, [1, HEAD_DIM], place), pl.FP32)
+            pl.assemble(opened, gated(head, pl.slice(qkv, [1, HEAD_DIM], place)), place)
+        middle = project_out(opened, w_o, residual, middle)
     else:
         middle = project_out(attended, w_o, residual, middle)
     next_hidden = mlp(middle, post_norm, w_gate_up, w_down, next_hidden)

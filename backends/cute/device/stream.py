@@ -206,6 +206,8 @@ class Stream:
                             piece_of(w, w_from[i] + d * self.chunk),
                             piece_of(ring, w_to[i] + d * w_stage),
                         )
+                    if cutlass.const_expr(stamps is not None and d == 0 and i == 0):
+                        cute.arch.cp_async_commit_group()  # of their own, to note when they are there
                 for i in cutlass.range_constexpr(-(-c_stage // (8 * self.threads))):
                     at = (tid + i * self.threads) * 8
                     if at < c_stage:
@@ -216,6 +218,10 @@ class Stream:
         if cutlass.const_expr(self.late):
             cute.arch.griddepcontrol_launch_dependents()
         self.stamp(stamps, cta, 1)
+        if cutlass.const_expr(stamps is not None):
+            if tid == 0:
+                cute.arch.cp_async_wait_group(self.stages - 1)
+            self.stamp(stamps, cta, 2)
         per_warp = -(-self.m_tiles * M // self.warps)
         per_lane = max(1, -(-self.parts // 32))
         partial = cute.make_rmem_tensor(cute.make_layout((per_lane, per_warp)), Float32)
@@ -292,8 +298,6 @@ class Stream:
         for step in cutlass.range(steps, unroll=1):
             cute.arch.cp_async_wait_group(self.stages - 2)
             cute.arch.sync_threads()
-            if step == 0:
-                self.stamp(stamps, cta, 2)
             ahead = step + self.stages - 1
             into = slot + self.stages - 1
             if into >= self.stages:

@@ -102,9 +102,10 @@ def attention_entry(
     slot_mapping: pl.Tensor[[T], pl.INT32],
     cu_q: pl.Tensor[[B1], pl.INT32],
     ctx: pl.Tensor[[B], pl.INT32],
+    projected: pl.Tensor[[T, HEADS * HEAD_DIM], pl.FP32],
     out: pl.Out[pl.Tensor[[T, Q_WIDTH], DTYPE]],
 ):
-    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, out)
+    out = attention(q, k_new, v_new, k_cache, v_cache, block_table, slot_mapping, cu_q, ctx, projected, out)
 
 
 ENTRIES = {k.name: k for k in (rows_entry, enter_entry, rope_entry, attention_entry)}
@@ -231,7 +232,10 @@ def test_rope_of_several_rows(model: dict[str, Any]) -> None:
 def run_attention(
     step: Step, span: int, target_runs: int, *, scale_q: float = 1.0, options: Any = None, **model: Any
 ) -> tuple[Tensor, Tensor]:
-    """The block's result and fp64's, both `[T, Q, D]`; the step's tokens must have come to their slots."""
+    """The block's result and fp64's, both `[T, Q, D]`; the step's tokens must have come to their slots.
+
+    A model with GATE_HEADS has its gate in the first of HEADS heads of what was projected.
+    """
     size = vars(sizes) | model
     q_heads, kv_heads, dim = (size[n] for n in ("Q_HEADS", "KV_HEADS", "HEAD_DIM"))
     dtype = torch.bfloat16 if "DTYPE" in model else torch.float32
@@ -244,10 +248,16 @@ def run_attention(
     program = entry(
         "attention_entry", options, **{"TARGET_RUNS": target_runs, "SPAN": span, "GROUP_ROWS": tall} | model
     )
-    program(by_head(q, kv_heads), *new, *given, step.block_table, *step.indices, out)
+    projected = torch.full((step.rows, size["HEADS"] if "HEADS" in model else HEADS, dim), torch.nan)
+    gate = projected[:, : size["GATE_HEADS"]]
+    gate[:] = random(*gate.shape, seed=2, std=3.0)
+    program(by_head(q, kv_heads), *new, *given, step.block_table, *step.indices, projected.flatten(1), out)
     for pool, whole in zip(given, pools, strict=True):
         torch.testing.assert_close(pool, whole, rtol=0, atol=0, equal_nan=True)
-    return out.view(step.rows, q_heads, dim), attend(q, contexts, step, size["SCALE"])
+    expected = attend(q, contexts, step, size["SCALE"])
+    if size["GATE_HEADS"]:
+        expected = expected * torch.sigmoid(gate.double())
+    return out.view(step.rows, q_heads, dim), expected
 
 
 @pytest.mark.parametrize("target_runs", [1, 4, 64])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import pypto_models.language as pl
 from models.common.embedding import embed, greedy
-from models.common.gate import apply_gate
+from models.common.gate import gated
 from models.common.norm import apply_post_norm
 from models.common.projection import (
     project_down,
@@ -67,7 +67,9 @@ def gate_entry(
     projected: pl.Tensor[[T, INNER], pl.FP32],
     out: pl.Out[pl.Tensor[[T, WIDTH], DTYPE]],
 ):
-    out = apply_gate(attended, projected, out)
+    for t in pl.spmd(pl.tensor.dim(attended, 0), name_hint="gate"):
+        head = pl.cast(pl.slice(attended, [1, WIDTH], [t, 0]), pl.FP32)
+        pl.assemble(out, gated(head, pl.slice(projected, [1, WIDTH], [t, 0])), [t, 0])
 
 
 @pl.jit

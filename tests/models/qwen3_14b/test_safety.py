@@ -56,7 +56,7 @@ def test_only_data_dependent_rows_are_left_to_the_watch() -> None:
     """Every other tensor is proved free of races for all blocks; an item finds its runs in a table."""
     graph = compile(decode_layer_with_head, constants=CONSTANTS).compiled.graph
     names = {t.name for tensors in suspects(graph).values() for t in tensors}
-    assert names == {"k_cache", "v_cache", "attended", "part_m", "part_sum", "part_acc"}
+    assert names == {"k_cache", "v_cache", "attended", "run_table", "part_m", "part_sum", "part_acc"}
 
 
 def test_two_rows_with_one_slot_are_a_race() -> None:

@@ -87,8 +87,8 @@ FAULTS = {
     "output not gated": gdn(bypass("gdn_out_norm", "mul", 0, nth=3), fails=OUTPUTS),
     "half of the value heads dropped": gdn(loop("out_proj", first_half, "k"), fails=OUTPUTS),
     # full layer
-    "attention not gated": full(bypass("attention_gate", "mul", 0)),
-    "gate without its sigmoid's argument": full(bypass("attention_gate", "neg", 0)),
+    "attention not gated": full(bypass("attention_merge", "mul", 0, nth=3)),
+    "gate without its sigmoid's argument": full(bypass("attention_merge", "neg", 0)),
     "norm weights not centred": full(bypass("input_norm", "add", 0, nth=1), fails=(*OUTPUTS, "v_cache")),
     "later tokens of the step attended": full(bypass("attention", "minimum", 0, nth=SPAN - 1)),
     "no token of the step attended": full(never("attention")),

@@ -13,7 +13,7 @@ from tests.models import door
 SCRIPT = door.script_of("qwen3_5_27b")
 KINDS = {"full": FULL_LAYER, "gdn": GDN_LAYER}
 STATES = {"full": ["k_cache", "v_cache"], "gdn": ["conv_state", "state"]}
-REGIONS = {"full": ["qkv_proj", "attention_gate"], "gdn": ["qkv_proj", "gdn_conv", "delta_rule"]}
+REGIONS = {"full": ["qkv_proj", "attention_merge"], "gdn": ["qkv_proj", "gdn_conv", "delta_rule"]}
 
 
 @pytest.mark.parametrize("layer", KINDS)

@@ -53,7 +53,7 @@ def test_comparisons_pass_without_a_fault(case: Case) -> None:
 
 def test_every_layer_is_measured_and_every_block() -> None:
     assert list(POWERS) == ["full_decode_layer", "full_decode_layer@one_token", "gdn_decode_layer"]
-    assert {"gated_out_block", "gates_block", "conv_block", "delta_rule_block", "in_block"} <= set(BLOCKS)
+    assert {"out_block", "gates_block", "conv_block", "delta_rule_block", "in_block"} <= set(BLOCKS)
     assert {"embed_block", "greedy_block", "attention_block", "rope_block"} <= set(BLOCKS)
 
 
