@@ -6,7 +6,8 @@ It never waits for the device, so it may be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from .arguments import bind, calls, workspace
 from .driver import CudaDriver, Driver, HipDriver, LaunchError, driver_for
-from .manifest import Manifest, check_arch, read_bundle
+from .manifest import Launch, Manifest, check_arch, read_bundle
 
 __all__ = ["InFlight", "LaunchError", "Loaded", "NoDevice", "no_device"]
 
@@ -31,6 +32,8 @@ def no_device(arch: str | None = None) -> str | None:
 
 
 Range = tuple[int, int]  # addresses, the end exclusive
+Prepared = tuple[dict[str, torch.Tensor], torch.Tensor, list[tuple[Launch, int, list[int | float]]]]
+"""Tensors by name, workspace, and the launches of a call, each with its grid and its arguments."""
 
 
 class InFlight:
@@ -102,6 +105,29 @@ class Loaded:
         return Loaded(*read_bundle(Path(folder)))
 
     def __call__(self, args: Mapping[str, Any], progress: Any = None) -> None:
+        tensors, memory, todo = self._prepared(args)
+        stream = self._stream()
+        overlap = _IN_FLIGHT.admits(self.manifest, tensors, stream)
+        for done, (launch, grid, values) in enumerate(todo, 1):
+            self._launch(launch.kernel, grid, values, stream, overlap or done > 1)
+            if progress is not None:
+                progress(done, len(todo), launch.kernel)
+        del memory, tensors  # the allocator gives what was made here out again in stream order
+
+    def launches(self, args: Mapping[str, Any]) -> list[Callable[[], None]]:
+        """The launches of a call, to be made one by one, on workspace that they keep: what one of them reads
+        there is what those before it have left.  For timing one alone: it may start before what runs on the
+        stream ends, which must not write what it reads early (`Manifest.early`).
+        """
+        kept = self._prepared(args)
+
+        def one(launch: Launch, grid: int, values: list[int | float]) -> None:
+            assert kept  # tensors and workspace
+            self._launch(launch.kernel, grid, values, self._stream(), True)
+
+        return [partial(one, *x) for x in kept[2]]
+
+    def _prepared(self, args: Mapping[str, Any]) -> Prepared:
         bound = bind(self.manifest, args, self.device)
         slab = workspace(self.manifest, bound.extents)
         memory = torch.empty(slab.bytes, dtype=torch.uint8, device=self.device)
@@ -109,14 +135,10 @@ class Loaded:
         tensors |= {p.name: args[p.name].clone() for p in self.manifest.parameters if p.private}
         pointers = {n: t.data_ptr() for n, t in tensors.items()}
         pointers |= {n: memory.data_ptr() + at for n, at in slab.offsets.items()}
-        stream = torch.cuda.current_stream(self.device).cuda_stream
-        overlap = _IN_FLIGHT.admits(self.manifest, tensors, stream)
-        todo = list(calls(self.manifest, bound, pointers))
-        for done, (launch, grid, values) in enumerate(todo, 1):
-            self._launch(launch.kernel, grid, values, stream, overlap or done > 1)
-            if progress is not None:
-                progress(done, len(todo), launch.kernel)
-        del memory, tensors  # the allocator gives what was made here out again in stream order
+        return tensors, memory, list(calls(self.manifest, bound, pointers))
+
+    def _stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream
 
     def _launch(self, name: str, grid: int, values: list[int | float], stream: int, overlap: bool) -> None:
         """``overlap``: nothing that still runs before it forbids that the kernel starts early."""

@@ -22,6 +22,7 @@ from tools.gpu_bench.report import Report, tables
 FAST = ["--ceiling", "0.001", "--batch", "3,1", "--layers", "2"]  # TB/s, so that shares are not over 1
 
 DENSE = "qwen3_14b/full"
+NORMED = "qwen3_14b/qkv"
 
 
 def rows(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
@@ -110,6 +111,33 @@ def test_a_program_that_raises_fails_and_the_rest_goes_on(tmp_path: Path) -> Non
     assert found["qwen3_14b/o", "ours"]["status"] == "ERROR"
     assert found["qwen3_14b/o", "ours"]["why"] == "RuntimeError: no such thing"
     assert found["qwen3_14b/down", "ours"]["status"] == "PASS"
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_the_own_launch_of_a_projection(tmp_path: Path, works: bool) -> None:
+    """Made alone behind the launches that its program has ahead of it, and checked like the program."""
+    made: list[str] = []
+
+    def load(folder: Path) -> Any:
+        program = simulated(NORMED)
+
+        def launches(args: Mapping[str, Any]) -> list[Any]:
+            def product() -> None:
+                made.append("product")
+                if works:
+                    program(args)
+
+            return [lambda: made.append("norm"), product]
+
+        program.manifest.launches = (Launch("norm", "1", ()), Launch("product", "1", ()))
+        program.launches = launches  # type: ignore[attr-defined]
+        return program
+
+    given = [str(folders(tmp_path, NORMED)), *FAST, "--json", str(tmp_path / "r.json")]
+    assert bench.main(given, Slow(), load) == (0 if works else 1)
+    found = {subject: r["status"] for (subject, _), r in rows(tmp_path / "r.json").items()}
+    assert found == {NORMED: "PASS", f"{NORMED}, its own launch": "PASS" if works else "FAIL"}
+    assert made[:3] == ["norm", "norm", "product"] and made.count("norm") == 2  # of two layers
 
 
 def test_a_timing_build(tmp_path: Path) -> None:

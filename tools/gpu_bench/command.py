@@ -78,7 +78,8 @@ def _program(loaded: Any, folder: Path) -> Program:
     except BenchError as error:
         raise BenchError(f"{folder}: {error}") from error
     dtypes = {p.name: getattr(torch, p.dtype) for p in given}
-    return Program(found, dtypes, loaded, tuple(_launches(m.launches)), m.backend)
+    apart = getattr(loaded, "launches", None)  # a stand-in may have none
+    return Program(found, dtypes, loaded, tuple(_launches(m.launches)), m.backend, apart)
 
 
 def _launches(launches: Sequence[Any]) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from backends.gpu.timing import EVENTS, STAMPED, STAMPS
+from models.common.step_time import Call
 from tools.gpu_bench.check import compare, product_references
 from tools.gpu_bench.data import Case, Layers
 from tools.gpu_bench.measure import Timing, time_calls
@@ -75,16 +76,27 @@ def _difference(s: Session, case: Case, program: str, whole: Timing, rest: Timin
 
 
 def measure_product(s: Session, ours: Program) -> None:
-    """A projection, in a chain of itself."""
+    """A projection, in a chain of itself; if nobody before it has left the sums of its norm, so that they are
+    a launch ahead of it, then also its own launch in a chain of itself, as a layer has it.
+    """
     products = s.products(ours)
-    calls = ours.calls(products.tensors)
-    calls[0]()
-    verdicts = tuple(compare(product_references(products), products.tensors[0]))
-    timing = time_calls(s.device, calls, least=PRODUCTS)
-    count = products.bytes
-    s.report.add(
-        Row(ours.found.entry.name, ours_on(ours.backend), timing, count, s.ceiling.us(count), verdicts)
-    )
+    name, count = ours.found.entry.name, products.bytes
+    references = product_references(products)
+
+    def measured(subject: str, calls: Sequence[Call]) -> None:
+        products.tensors[0]["out"].fill_(torch.nan)
+        calls[0]()
+        verdicts = tuple(compare(references, products.tensors[0]))
+        timing = time_calls(s.device, calls, least=PRODUCTS)
+        s.report.add(Row(subject, ours_on(ours.backend), timing, count, s.ceiling.us(count), verdicts))
+
+    measured(name, ours.calls(products.tensors))
+    if len(ours.launches) > 1 and ours.apart is not None:
+        steps = [ours.apart(t) for t in products.tensors]
+        for step in steps:
+            for launch in step[:-1]:
+                launch()
+        measured(f"{name}, its own launch", [step[-1] for step in steps])
 
 
 def measure_regions(s: Session, case: Case, timed: Program) -> None:

@@ -32,6 +32,7 @@ class Program:
         dtypes: of its parameters, in order.
         call: with the tensors by name.
         launches: kernels in the order in which it launches them, each with the tensors that it is given.
+        apart: gives its launches with the tensors by name, to be made one by one.
     """
 
     found: Found
@@ -39,6 +40,7 @@ class Program:
     call: Callable[[Mapping[str, Any]], object]
     launches: tuple[tuple[str, tuple[str, ...]], ...] = ()
     backend: str = "cute"
+    apart: Callable[[Mapping[str, Any]], Sequence[Call]] | None = None
 
     def calls(self, layers: Sequence[Mapping[str, Tensor]]) -> list[Call]:
         """Calls with the tensors of each of the layers."""
