@@ -27,6 +27,7 @@ from .meeting import met, read_behind
 from .order import NOTHING, Ahead, settled
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
 from .prefetch import Staged
+from .row_values import Chains, chains
 from .rules import unsupported
 from .runs import leads, load_runs
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
@@ -89,6 +90,7 @@ class Kernel(Names):
         self.stage_bytes = 0  # of one trip of the hungriest such loop
         self.uses: Counter[Expr] = Counter()
         self.plan = Planner({}, False)
+        self.chains = Chains()
         self.behind: Mapping[int, frozenset[Var]] = {}  # what is read behind each write
         self.meets = False  # whether the trip begins that has to come to a barrier before it adds up
         self.cursor: tuple[Layout, str, Coordinates] | None = None  # the fragment element being written
@@ -98,9 +100,10 @@ class Kernel(Names):
         self.uses.update(uses((*prelude, *body)))
         self.turns = dict(loops_in_turns((*prelude, *body), self.together))
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)), self.turns)
-        self.plan.longest = longest_run((*prelude, *body))
-        self.plan.beside = wanted(body, self.plan.longest)
+        self.plan.longest = longest = longest_run((*prelude, *body))
+        self.plan.beside = wanted(body, longest)
         self.plan.block((*prelude, *body))
+        self.chains = chains((*prelude, *body), self.uses, self.plan)
         self.sources = set(sources_of((*prelude, *body)))
         self.behind = read_behind((*prelude, *body))
         self.waited = self.follows
@@ -168,6 +171,8 @@ class Kernel(Names):
 
     def let(self, s: Let) -> None:
         handler = self.handlers.get(s.op.name)
+        if id(s) in self.chains.made:  # with the statistic that it follows from
+            return
         if handler is None:
             raise unsupported(s, "no rule of this backend covers it")
         handler(self, s)
@@ -177,8 +182,7 @@ class Kernel(Names):
                 value = self.text.let(r.name, tile.at(self.text, ("0",) * len(tile.shape)))
                 self.tiles[r] = replace(tile, at=lambda text, at, value=value: value)  # type: ignore[misc]
                 continue
-            # More than one reader: computed once, where the registers are at hand.  A load is read at once,
-            # so that the loads of a thread wait together.
+            # More than one reader: once.  A load is read at once, so that those of a thread wait together
             if tile is not None and tile.layout is not None and (self.uses[r] > 1 or s.op.name == "load"):
                 self.tiles[r] = self.held(tile, r.name)
             elif tile is not None and s.op.name == "load" and self.asks(r, tile):
@@ -209,10 +213,8 @@ class Kernel(Names):
         scalars: list[tuple[Var, str, Expr]] = []
         self.settle_all(s.body)
         slots = [Slot.open(self, c) for c in s.carried if isinstance(c.param.type, TensorType)]
-        for c in s.carried:
-            if isinstance(c.param.type, TensorType):
-                continue
-            elif isinstance(c.param.type, TileType):
+        for c in (c for c in s.carried if not isinstance(c.param.type, TensorType)):
+            if isinstance(c.param.type, TileType):
                 layout = self.plan.of(c.param)
                 init = self.tile(c.init)
                 place = self.own(init, c.param, layout)

@@ -43,8 +43,12 @@ def _reduce(k: Kernel, s: Let) -> None:
         x = k.free(x, "summand")
     rows, cols = x.shape
     alone = rows == 1 and axis == 1 and how != "argmax"  # one number, which every thread then knows
-    place = None if alone else k.place(s.result.name, out.shape, out.dtype)
+    chain = k.chains.behind.get(id(s), ())
+    last = chain[-1] if chain else s
+    made = result_type(last)
+    place = None if alone else k.place(last.result.name, made.shape, made.dtype)
     t.part()
+    began = len(t.lines)
     if axis == 0:
         assert place is not None
         c = t.unique("c")
@@ -124,7 +128,16 @@ def _reduce(k: Kernel, s: Let) -> None:
                 return
             with t.nested("if lane == 0:" if per_row == "warp" else "if tid == 0:"):
                 result = where if how == "argmax" else as_type(total, wide, out.dtype)
+                if chain:
+                    result = behind(result, row)
                 t.line(f"block.element({place.name}, {row if row != '0' else 0})[0] = {result}")
+
+        def behind(result: str, row: str) -> str:
+            """The element of a row that follows from the row's result."""
+            k.tiles[s.result] = Tile(out.shape, out.dtype, (x.valid[0], "1"), lambda text, at: result)
+            for r in chain:
+                k.handlers[r.op.name](k, r)
+            return k.tiles[last.result].value(t, (row, "0"))
 
         if head is None:
             body("0")
@@ -137,8 +150,8 @@ def _reduce(k: Kernel, s: Let) -> None:
             live = k.static_valid(out, valid)
             k.tiles[s.result] = Tile(out.shape, out.dtype, live, lambda text, at: total, uniform=True)
             return
-    t.line(BARRIER)
-    k.tiles[s.result] = k.from_shared(place, out.shape, k.static_valid(out, valid))
+    k.chains.end(t, began, place.name)
+    k.tiles[last.result] = k.from_shared(place, made.shape, k.static_valid(made, valid))
 
 
 def row_statistic(k: Kernel, s: Let, x: Tile, layout: Fragment, how: str) -> Tile:
