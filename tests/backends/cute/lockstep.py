@@ -165,7 +165,7 @@ class Block:
             griddepcontrol_launch_dependents=lambda: None,
         )
         cute = SimpleNamespace(
-            arch=arch, kernel=lambda f: f, jit=lambda f: f, math=SimpleNamespace(exp=np.exp),
+            arch=arch, kernel=lambda f: f, jit=lambda f: f, math=SimpleNamespace(exp=np.exp, sqrt=np.sqrt),
             make_layout=lambda shape, stride=None: shape,
             make_rmem_tensor=lambda n, _: Registers([np.float32(np.nan)] * n),
             make_tensor=lambda p, _: p, recast_tensor=lambda r, _: Pairs(r),
@@ -174,7 +174,7 @@ class Block:
             nvgpu=SimpleNamespace(warp=SimpleNamespace(MmaF16BF16Op=lambda *_: None)),
         )  # fmt: skip
         cutlass = SimpleNamespace(
-            range=lambda a, b, step=1, unroll=1: range(a, b, step), range_constexpr=range, Constexpr=int,
+            range=lambda *ends, unroll=1: range(*ends), range_constexpr=range, Constexpr=int,
             const_expr=lambda x: x,
         )  # fmt: skip
         memory = SimpleNamespace(allocate_tensor=lambda *_: SimpleNamespace(iterator=Pointer(self.shared)))

@@ -14,7 +14,11 @@ import pypto_models.language as pl
 from backends.cute.lower import lower
 from backends.cute.turns import accumulated
 from backends.gpu.module import Module
-from pypto_models.compile import lower_function
+from models.qwen3_5_27b import constants as gated
+from models.qwen3_5_27b.full_layer import full_decode_layer
+from models.qwen3_14b import constants as dense
+from models.qwen3_14b.decode_layer import decode_layer
+from pypto_models.compile import lower_for, lower_function
 from pypto_models.ir.nodes import For, Function, Let
 from pypto_models.ir.rewrite import uses, walk
 from pypto_models.target import load_target
@@ -243,3 +247,24 @@ def test_what_the_loop_began_with_is_joined_once() -> None:
 # ---------------------------------------------------------------------------------------- golden text
 def test_the_text(golden_text: Callable[[str, str], None]) -> None:
     golden_text(text_of(), "attend_h200")
+
+
+def attention_of(layer: pl.Kernel, given: dict[str, object]) -> str:
+    """The text of a layer's attention on h200."""
+    module = lower(lower_for(layer, (), H200, given).function, H200)
+    (text,) = (k.text for k in module.kernels if "def attention(" in k.text)
+    return text[text.index("def attention(") :]
+
+
+def test_rings_of_single_warps_begin_behind_the_tiles_that_are_asked_for_first() -> None:
+    """q, k and v of a step would come behind all its slots; a ring of the block has one in flight."""
+    text = attention_of(decode_layer, dense.constants(dense.FULL, "h200"))
+    assert "own_step" in text
+    before, behind = text.split(WAIT)[:2]
+    assert COPY not in before and ".load_rows((rope_cos" in before and ".put_rows(" not in before
+    words = ("q_heads_held = ", "v_head_held = ", COPY, "put_rows(half_cos")
+    order = [behind.index(x) for x in words]
+    assert order == sorted(order)
+    given = gated.constants(gated.FULL, "h200", layer="full")
+    before, behind = attention_of(full_decode_layer, given).split(WAIT)[:2]
+    assert COPY in before and behind.index("q_heads_held = ") < behind.index("put_rows(half_cos")
