@@ -14,9 +14,11 @@ from pypto_models.ir.nodes import Block, Let
 from pypto_models.ir.types import TileType
 
 from ..gpu.scan import lets
-from .layouts import POINTWISE, Planner
-from .rules import REDUCE
+from .layouts import Planner
+from .rules import BINARY, REDUCE, UNARY
 from .text import BARRIER, Text
+
+OF_ELEMENTS = (*UNARY, *BINARY, "cast")
 
 
 @dataclass
@@ -44,7 +46,7 @@ class Chains:
 
 def chains(body: Block, count: Mapping[Expr, int], plan: Planner) -> Chains:
     """Those of a block whose columns are in nobody's registers.  ``count``: how often each value is read."""
-    readers = {x: s for s in lets(body) if s.op.name in POINTWISE for x in s.args if isinstance(x, Var)}
+    readers = {x: s for s in lets(body) for x in s.args if isinstance(x, Var)}
     found = Chains()
     for s in lets(body):
         axis, how = REDUCE.get(s.op.name, (0, ""))
@@ -67,6 +69,6 @@ def _column(x: Var) -> bool:
 
 
 def _alone(s: Let, x: Var) -> bool:
-    """Whether a statement makes a column of a column and of scalars."""
+    """Whether a statement makes a column of a column and of scalars, with the same rows live."""
     tiles = [a for a in s.args if isinstance(a, Var) and isinstance(a.type, TileType)]
-    return tiles == [x] and len(s.results) == 1 and _column(s.result)
+    return s.op.name in OF_ELEMENTS and tiles == [x] and _column(s.result)

@@ -147,20 +147,22 @@ def random(shape: Sequence[int], dtype: torch.dtype, seed: int, scale: Tensor | 
     return (torch.randn(tuple(shape), generator=generator) * scale).to(dtype)
 
 
-def dense(widths: Mapping[str, int], *, fp32: Sequence[str] = (), small_rows: bool = False) -> Inputs:
+def dense(
+    widths: Mapping[str, int], *, fp32: Sequence[str] = (), small_rows: bool = False, scale: float = 1.0
+) -> Inputs:
     """Activations of these widths for any number of rows, with all weights of a step.
 
     With `small_rows` the last rows are as small as the epsilon of a norm.  The tensors in `fp32` are fp32
-    whatever the model's type is.
+    whatever the model's type is.  Values are normal, times `scale`.
     """
 
     def inputs(power: Power, c: DecoderConfig, seed: int) -> Tensors:
         rows = (5, 16)[seed] if seed < DENSE_RUNS else 1 + seed * 7 % c.max_batch
         tensors = power.kind.make_inputs(c, 1, 1, seed=seed, lm_head="single")
-        scale = torch.linspace(1.0, QUIET, rows)[:, None] if small_rows else 1.0
+        by_row = torch.linspace(1.0, QUIET, rows)[:, None] if small_rows else torch.ones(1)
         for i, (name, width) in enumerate(widths.items()):
             dtype = torch.float32 if name in fp32 else c.torch_dtype
-            tensors[name] = random((rows, width), dtype, 1000 * seed + i, scale)
+            tensors[name] = random((rows, width), dtype, 1000 * seed + i, scale * by_row)
         return tensors
 
     return inputs

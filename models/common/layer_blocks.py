@@ -206,7 +206,7 @@ def attention_blocks(c: DecoderConfig) -> list[Block]:
     rows = {"residual": c.hidden, "out": c.hidden}
     qkv = dense({"x": c.hidden, "projected": c.qkv_width}, fp32=["projected"])
     caches = dict.fromkeys(eq.CACHES, cache_rows)
-    given = dense({"x": c.q_width, **rows})
+    given = dense({"x": c.q_width, **rows}, scale=0.5)  # averages of values, and gated
     return [
         Block(kernels.qkv_block, partial(project, "w_qkv"), qkv, DENSE_RUNS),
         Block(kernels.rope_block, rope, rope_inputs, len(STEPS)),

@@ -15,6 +15,7 @@ BARRIER = "cute.arch.sync_threads()"
 BLOCKS, ROWS, WIDTH = 3, 5, 64
 TWICE = 0  # 1: the mean has a second reader
 FIRST = 0  # 1: the second statistic takes what the first has left
+LIVE = 0  # 1: only the rows that are there are live, and what follows from the second statistic is filled up
 
 
 @pl.jit
@@ -22,12 +23,15 @@ def scores(
     x: pl.Tensor[[BLOCKS * ROWS, WIDTH], pl.FP32],
     w: pl.Tensor[[BLOCKS * ROWS, WIDTH], pl.FP32],
     y: pl.Out[pl.Tensor[[BLOCKS * ROWS, ROWS], pl.FP32]],
+    z: pl.Out[pl.Tensor[[BLOCKS * 16, 1], pl.FP32]],
 ):
-    """y = a b^T for each block's rows a = x / rms(x) and b = w max(w) / 4."""
+    """y = a b^T for each block's rows a = x / rms(x) and b = w max(w) / 4; z = max(w) / 4, 0 elsewhere."""
     for n in pl.spmd(BLOCKS, name_hint="scores"):
         at = [n * ROWS, 0]
         a = pl.fillpad(pl.slice(x, [16, WIDTH], at, valid_shape=[ROWS, WIDTH]))
-        b = pl.fillpad(pl.slice(w, [16, WIDTH], at, valid_shape=[ROWS, WIDTH]))
+        b = pl.slice(w, [16, WIDTH], at, valid_shape=[ROWS, WIDTH])
+        if LIVE == 0:
+            b = pl.fillpad(b)
         mean = pl.add(pl.mul(pl.row_sum(pl.mul(a, a)), 1.0 / WIDTH), 1e-3)
         scale = pl.rsqrt(mean)
         if TWICE > 0:
@@ -35,8 +39,12 @@ def scores(
         if FIRST > 0:
             b = pl.mul(pl.row_expand_mul(b, scale), 1.0)
         top = pl.mul(pl.row_max(b), 0.25)
+        if LIVE > 0:
+            top = pl.fillpad(top)
+            b = pl.fillpad(b)
         product = pl.matmul(pl.row_expand_mul(a, scale), pl.row_expand_mul(b, top), b_trans=True)
         pl.assemble(y, pl.set_validshape(product, ROWS, ROWS), at)
+        pl.assemble(z, top, [n * 16, 0])
 
 
 def kernel_of(**constants: object) -> KernelSource:
@@ -74,16 +82,21 @@ def test_statistics_meet_at_one_barrier_unless_one_takes_the_other(first: int) -
     assert BARRIER in text[text.index("block.warp_max(") :]
 
 
-@pytest.mark.parametrize(("twice", "first"), [(0, 0), (1, 0), (0, 1)])
-def test_the_values(twice: int, first: int) -> None:
-    kernel = kernel_of(TWICE=twice, FIRST=first)
+@pytest.mark.parametrize(("twice", "first", "live"), [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)])
+def test_the_values(twice: int, first: int, live: int) -> None:
+    """With `live` the rows beyond are no part of a statistic, and filled behind it."""
+    kernel = kernel_of(TWICE=twice, FIRST=first, LIVE=live)
     random = np.random.default_rng(2)
     x, w = (random.standard_normal((BLOCKS, ROWS, WIDTH)).astype(np.float32) for _ in range(2))
     y = np.full(BLOCKS * ROWS * ROWS, np.nan, np.float32)
-    given = {"x": x.ravel(), "w": w.ravel(), "y": y}
+    z = np.full(BLOCKS * 16, np.nan, np.float32)
+    given = {"x": x.ravel(), "w": w.ravel(), "y": y, "z": z}
     lockstep.run(body_of(kernel), kernel.name, BLOCKS, *(given[n] for n, _ in kernel.parameters))
     a, b = x.astype(np.float64), w.astype(np.float64)
     scale = 1 / np.sqrt((a * a).mean(-1, keepdims=True) + 1e-3)
     b = b * scale if first else b
-    expected = (a * scale) @ (b * b.max(-1, keepdims=True) / 4).transpose(0, 2, 1)
+    top = b.max(-1, keepdims=True) / 4
+    expected = (a * scale) @ (b * top).transpose(0, 2, 1)
+    assert np.abs(z.reshape(BLOCKS, 16)[:, :ROWS] - top[:, :, 0]).max() < 1e-5
+    assert not z.reshape(BLOCKS, 16)[:, ROWS:].any()
     assert np.abs(y.reshape(expected.shape) - expected).max() < 1e-4
