@@ -225,6 +225,7 @@ _ALIVE = "where the sequence was found alive before, this test cannot come out d
 _SPARE = "a row beyond the heads is computed on its own and never stored"
 _UNREAD = "q, K and V that RoPE leaves on a dead row are read by nobody"
 _BEYOND = "only a dead row's position lies beyond the table, or at its end"
+_NEXT = "what begins with a share is the run behind the last of the one before"
 _SPAN = "a sequence has at most SPAN rows, and where SPAN exceeds 1 every run is merged"
 
 ROW_REASONS = {
@@ -244,7 +245,8 @@ ATTENTION_REASONS = {
     "live = live + 1": _UNREAD,
     "if pl.read(slot_mapping, [t]) >= 0 and first + live == t:": _UNREAD,
     "if t < pl.cast(pl.read(cu_q, [owner]), pl.INDEX) + rows_of(owner, slot_mapping, cu_q, ctx):": _UNREAD,
-    "if page <= i * share_pages:": "what begins with a share is the run behind the last of the one before",
+    "if page <= i * share_pages:": _NEXT,
+    "if page <= (i + 1) * share_pages:": _NEXT,
     "known = pl.min(pl.cast(pl.read(positions, [t]), pl.INDEX), pl.tensor.dim(rope_cos, 0) - 1)": _BEYOND,
     "position = pl.max(known, 0)": _BEYOND,
     "if j < count:": "a sequence with a run has a row",

@@ -34,10 +34,13 @@ def test_dense_layer(subject: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", POWERS)
 def test_what_the_layer_misses_is_known(subject: str) -> None:
-    """How many pages a run has is a matter of speed: a wrong number is right in every result."""
+    """How many pages a run has is a matter of speed: a wrong number is right in every result.  No set of inputs
+    has three runs in a share, which tests/models/common/test_shares.py compares.
+    """
     missed = {(Path(o.file).name, o.kind) for o in layer(subject).scored if o.status == "missed"}
     assert missed <= {
         ("attention.py", FaultClass.CONSTANT.name),
+        ("attention.py", FaultClass.OFF_BY_ONE.name),
         ("rows.py", FaultClass.OFF_BY_ONE.name),
         ("rows.py", FaultClass.STALE.name),
     }
