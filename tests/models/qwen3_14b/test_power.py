@@ -34,8 +34,8 @@ def test_dense_layer(subject: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("subject", POWERS)
 def test_what_the_layer_misses_is_known(subject: str) -> None:
-    """How many pages a run has is a matter of speed: a wrong number is right in every result.  No set of inputs
-    has three runs in a share, which tests/models/common/test_shares.py compares.
+    """How many pages a run has is a matter of speed: a wrong number is right in every result.  Three runs in
+    a share, which no set of inputs has, are compared by tests/models/common/test_shares.py.
     """
     missed = {(Path(o.file).name, o.kind) for o in layer(subject).scored if o.status == "missed"}
     assert missed <= {
