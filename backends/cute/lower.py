@@ -148,7 +148,8 @@ class Lowering(Orchestration):
         """Runs a region in the launch before it, where that can be (tail.py)."""
         head, at = self.head, clearing(self.kernels, self.unsure)
         apart = isinstance(p.how, Plan) or p.state.guards or self.repeating or large(p.region)
-        if head is None or at is None or apart:
+        own = self.given.get(p.region.name, NONE).get("launch") == "own"
+        if head is None or at is None or apart or own:
             return False
         if not head.pays(self.blocks(p), self.target):
             return False
@@ -285,7 +286,7 @@ class Lowering(Orchestration):
         given = self.given.get(s.name, NONE)
         if isinstance(matched, Product):
             return plan_stream(matched, self.target, s.name, s.span.line, given)
-        if given.values and not given.sized:
+        if any(key != "launch" for key, _ in given.values) and not given.sized:
             raise given.error(f"{s.name} is no streamed product: {matched}", "leave it out")
         return matched
 

@@ -3,6 +3,7 @@
     schedule:
       down_proj: {slices: 4, warps_k: 4}
       attention: {warps: 8}
+      attention_merge: {launch: own}  # and not at the end of the one before
       out_proj: {rows: 16, n: 5120, k: 5120, warps_k: 8}  # for a product of this size, and no other
 
 A region is named by its ``name_hint``, a key is one of those below; what is not named the planner chooses.
@@ -45,13 +46,14 @@ CHOICES = {
     "across": ("workspace", "red"),
     "finish": ("phase", "consumer"),
     "batch": ("m", "n"),
+    "launch": ("own",),  # no part of the launch before
 }
 FORMS = {
     "stream": (
         *SIZES, "slices", "columns", "walkers", "warps_n", "warps_k", "step", "slot_cells", "slots", *CHOICES
     ),
-    "items": ("warps", "ctas", "cuts", "slots"),
-    "blocks": ("warps", "ctas"),
+    "items": ("warps", "ctas", "cuts", "slots", "launch"),
+    "blocks": ("warps", "ctas", "launch"),
 }
 
 

@@ -188,6 +188,20 @@ def test_an_override_of_what_is_no_product() -> None:
         lower(found.function, h200, given=found.overrides)
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"launch": "tail"}, "launch is 'tail'"),
+        ({"launch": "own", "warps": 4}, "twice is no streamed product"),
+    ],
+)
+def test_a_wrong_wish_for_a_launch(keys: dict[str, Any], message: str) -> None:
+    h200 = load_target("h200")
+    with pytest.raises(UserError, match=message):
+        found = lower_for(twice, (), h200, schedules=overrides({"twice": keys}))
+        lower(found.function, h200, given=found.overrides)
+
+
 # ------------------------------------------------------------------------------------------ all of gb10
 GB10_PROGRAMS = [
     (kind, config, head, rows, span)

@@ -20,6 +20,7 @@ from models.qwen3_14b.config import FULL, TINY, Config
 from models.qwen3_14b.constants import constants
 from models.qwen3_14b.decode_layer import decode_layer
 from pypto_models.compile import lower_for
+from pypto_models.schedule.overrides import overrides
 from pypto_models.target import load_target
 
 from .arrivals import Run
@@ -44,6 +45,13 @@ def test_the_tail_has_no_launch_and_an_earlier_kernel_clears_the_counter() -> No
     kernel = module.kernels[1]
     assert kernel.region == "sums then halves" and "; its tail halves: " in kernel.how
     assert kernel.shared_bytes == 128 and kernel.resident == 2
+
+
+def test_a_schedule_may_ask_for_a_launch_of_its_own() -> None:
+    found = lower_for(sums_and_halves, (), H200, schedules=overrides({"halves": {"launch": "own"}}))
+    module = lower(found.function, H200, given=found.overrides)
+    assert [k.name for k in module.kernels] == ["doubled_2", "sums_2", "halves"]
+    assert not any(w.name.startswith("arrivals") for w in module.workspaces)
 
 
 def test_the_tail_neither_waits_nor_triggers() -> None:
