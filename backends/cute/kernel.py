@@ -16,7 +16,6 @@ from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from ..gpu.names import Names
 from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, stores_in
-from ..gpu.softmax import OnlineSoftmax
 from ..gpu.tensors import View, multiple_of
 from ..gpu.timing import END, START
 from .beside import longest_run, statistics, wanted
@@ -33,7 +32,7 @@ from .runs import leads, load_runs
 from .scalars import DSL_TYPES, dsl_type, literal, scalar
 from .text import BARRIER, Text
 from .tiles import Coordinates, Shared, Tile, inside
-from .turns import OwnRing, loops_in_turns, take_turns
+from .turns import OwnRing, Turns, loops_in_turns, take_turns
 from .waiting import (
     ask,
     asks_soon,
@@ -69,7 +68,7 @@ class Kernel(Names):
     ) -> None:
         super().__init__(views, alias, Text())
         self.together = together  # loops, by their variables, that the warps do not take in turns
-        self.turns: dict[int, OnlineSoftmax] = {}  # loops, by identity, that they do
+        self.turns: dict[int, Turns] = {}  # loops, by identity, that they do, and branches before these
         self.operands: dict[Var, str] = {}  # of products, that a loop in turns keeps in registers
         self.handlers = handlers
         self.room = room  # bytes of shared memory for prefetched tiles
@@ -98,7 +97,7 @@ class Kernel(Names):
     def run(self, prelude: Block, body: Block) -> None:
         """The statements of a whole kernel."""
         self.uses.update(uses((*prelude, *body)))
-        self.turns = dict(loops_in_turns((*prelude, *body), self.together))
+        self.turns = dict(loops_in_turns((*prelude, *body), self.together, self.uses))
         self.plan = Planner(self.uses, any(True for _ in operands_of(body)), self.turns)
         self.plan.longest = longest = longest_run((*prelude, *body))
         self.plan.beside = wanted(body, longest)
@@ -161,7 +160,8 @@ class Kernel(Names):
         elif isinstance(s, For):
             self.loop(s)
         elif isinstance(s, If):
-            self.branch(s)
+            if id(s) not in self.turns:  # or the loop does it
+                self.branch(s)
         else:
             raise InternalError(f"{type(s).__name__} inside of a region")
 
@@ -238,8 +238,7 @@ class Kernel(Names):
         single = staged is None and at_most_once(s, self.limits)
         var = bounds[0] if single else t.unique(s.var.name)
         self.names[s.var] = var
-        outer = dict(self.tiles)
-        head = len(t.lines)
+        outer, head = dict(self.tiles), len(t.lines)
         trips = f"for {var} in cutlass.range({', '.join(bounds)}, unroll=1):"
         with t.nested(f"if {bounds[0]} < {bounds[1]}:" if single else trips, loop=not single):
             for slot in slots:
@@ -491,10 +490,10 @@ class Kernel(Names):
 
         return Tile(shape, place.dtype, valid, at, shared=place)
 
-    def fill(self, tile: Tile, place: Shared, name: Var | str, wait: bool = True) -> None:
+    def fill(self, tile: Tile, place: Shared, name: Var | str, wait: bool = True, meet: bool = True) -> None:
         """Write a tile's elements into a buffer that nothing reads any more, all threads together.
 
-        Without ``wait``, what can be copied asynchronously is only asked for.
+        Without ``wait``, what can be copied asynchronously is only asked for; without ``meet``, no barrier.
         """
         t = self.text
         t.part()
@@ -511,7 +510,8 @@ class Kernel(Names):
         else:
             with self.elements(tile.shape) as at:
                 self.put_shared(tile, at, place)
-        t.line(BARRIER)
+        if meet:
+            t.line(BARRIER)
 
     def put_shared(self, tile: Tile, at: Coordinates, place: Shared) -> None:
         value = self.guarded(tile, at)
@@ -553,17 +553,17 @@ class Kernel(Names):
             step *= d
         return tuple(reversed(out))
 
-    def stored(self, tile: Tile, name: str = "value", wait: bool = True) -> Tile:
+    def stored(self, tile: Tile, name: str = "value", wait: bool = True, meet: bool = True) -> Tile:
         """The tile, in shared memory; without ``wait`` it may still be on its way."""
         if tile.shared is not None:
             return tile
         place = self.place(name, tile.shape, tile.dtype)
-        self.fill(tile, place, name, wait)
+        self.fill(tile, place, name, wait, meet)
         return self.from_shared(place, tile.shape, tile.valid)
 
-    def keep(self, var: Arg, wait: bool = True) -> Tile:
+    def keep(self, var: Arg, wait: bool = True, meet: bool = True) -> Tile:
         """The tile of a variable, from here on in shared memory."""
-        tile = self.stored(self.tile(var), getattr(var, "name", "value"), wait)
+        tile = self.stored(self.tile(var), getattr(var, "name", "value"), wait, meet)
         self.tiles[var] = tile  # type: ignore[index]
         return tile
 

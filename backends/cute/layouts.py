@@ -258,7 +258,7 @@ class Planner:
     """Layouts by variable; ``of(var)`` is FREE for one that it never saw.
 
     ``uses`` counts readers.  Where no product gives the layout, tiles that are loaded are dealt out.  In the
-    loops of ``turns``, by identity, each warp has tiles of its own (turns.py).
+    loops and branches of ``turns``, by identity, a warp has tiles of its own (turns.py).
     """
 
     def __init__(self, uses: Mapping[Expr, int], products: bool, turns: Container[int] = frozenset()) -> None:
@@ -282,8 +282,10 @@ class Planner:
             elif isinstance(s, For):
                 self.loop(s)
             elif isinstance(s, If):
+                self.warps = 1 if id(s) in self.turns else self.warps
                 self.block(s.then)
                 self.block(s.orelse)
+                self.warps = WARPS if id(s) in self.turns else self.warps
                 for m in s.merged:
                     if isinstance(m.result.type, TileType):
                         self.layouts[m.result] = join(self.of(m.then), self.of(m.orelse))

@@ -4,7 +4,8 @@ A tile of 16 rows is little work for eight warps: to share it they meet at barri
 Where the loop keeps an online softmax (gpu/softmax.py), warp w of W takes trips w, w + W, w + 2 W, ... alone:
 scores, weights and sums stay in its registers, and it waits for nothing but its own loads.  Behind the loop
 the warps leave what they carry in shared memory, and the block joins it, in a fixed order, with what the loop
-began with.
+began with.  Where a branch before the loop makes a step of the same softmax, the last of these warps does it,
+before its trips.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from pypto_models.errors import InternalError
 from pypto_models.ir.expr import Expr, Var
-from pypto_models.ir.nodes import Arg, Block, Carried, For, If, Let, LoopKind
+from pypto_models.ir.nodes import Arg, Block, Carried, For, If, Let, LoopKind, Stmt
+from pypto_models.ir.rewrite import defs, uses
 from pypto_models.ir.types import BF16, FP32, TileType
 from pypto_models.ops import REGISTRY
 
-from ..gpu.scan import lets, operands_of
-from ..gpu.softmax import OnlineSoftmax, online_softmax
+from ..gpu.scan import lets, operands_of, stores_in
+from ..gpu.softmax import OnlineSoftmax, first_step, online_softmax
 from ..gpu.timing import ARRIVED
 from .layouts import WARPS, Fragment, Layout, Rows, of_the_block
 from .prefetch import MOST_STAGES, Staged, run_ahead
@@ -44,17 +46,46 @@ class Together(Exception):
         self.loop = loop
 
 
-def loops_in_turns(body: Block, apart: frozenset[Var]) -> Iterator[tuple[int, OnlineSoftmax]]:
-    """The loops of a block that may be taken in turns, by identity, without those over ``apart``."""
-    for s in body:
+@dataclass(frozen=True)
+class Turns:
+    """A loop taken in turns: what it carries, and the branch that makes a step of it before, if one does."""
+
+    loop: Var
+    softmax: OnlineSoftmax
+    first: If | None = None
+    step: OnlineSoftmax | None = None
+
+
+def loops_in_turns(
+    body: Block, apart: frozenset[Var], count: Mapping[Expr, int]
+) -> Iterator[tuple[int, Turns]]:
+    """The loops of a block that may be taken in turns, by identity, without those over ``apart``; and the
+    branches that these begin with.  ``count``: how often each value is read.
+    """
+    for i, s in enumerate(body):
         if isinstance(s, If):
-            yield from loops_in_turns((*s.then, *s.orelse), apart)
+            yield from loops_in_turns(s.then, apart, count)
+            yield from loops_in_turns(s.orelse, apart, count)
         elif isinstance(s, For):
             found = online_softmax(s) if s.kind is LoopKind.PIPELINE and s.var not in apart else None
             if found is not None and all(map(of_one_warp, lets(s.body))):
-                yield id(s), found
+                turns = with_first(body[:i], s, found, count)
+                yield id(s), turns
+                if turns.first is not None:
+                    yield id(turns.first), turns
             else:
-                yield from loops_in_turns(s.body, apart)
+                yield from loops_in_turns(s.body, apart, count)
+
+
+def with_first(before: Block, s: For, softmax: OnlineSoftmax, count: Mapping[Expr, int]) -> Turns:
+    """A loop taken in turns, behind these statements."""
+    for i, x in enumerate(before):
+        step = first_step(x, s, softmax) if isinstance(x, If) else None
+        if step is None or any(count[m.result] > 1 for m in x.merged):  # type: ignore[union-attr]
+            continue
+        if not any(stores_in(before[i:])) and all(map(of_one_warp, lets((x,)))):
+            return Turns(s.var, softmax, x, step)  # type: ignore[arg-type]
+    return Turns(s.var, softmax)
 
 
 def of_one_warp(x: Let) -> bool:
@@ -131,9 +162,9 @@ class OwnRing(Staged):
         super().leave(k)
 
 
-def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
+def take_turns(k: Kernel, s: For, turns: Turns) -> None:
     """The loop, and what its trips come to."""
-    t = k.text
+    t, softmax = k.text, turns.softmax
     ring = k.rings[id(s)] = k.rings.get(id(s)) or OwnRing.plan(k, s)
     if not isinstance(ring, OwnRing):
         raise InternalError("a loop in turns has a ring of the block")
@@ -147,6 +178,8 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
         if x in k.tiles:
             keep_operand(k, x, spare)
     own = {c.param: one_warp(k, c, LOWEST if c is softmax.maximum else "Float32(0.0)", s) for c in carried}
+    if turns.first is not None and turns.step is not None:
+        take_first(k, turns.first, turns.step, own, s, ring.takers - 1)
     k.tiles.update(own)
     del k.rings[id(s)]
     var = t.unique(s.var.name)
@@ -168,7 +201,46 @@ def take_turns(k: Kernel, s: For, softmax: OnlineSoftmax) -> None:
     k.operands.clear()
     t.line("cute.arch.cp_async_wait_group(0)")
     t.line(BARRIER)
-    join(k, softmax, own, ring.takers)
+    began = {c.param: c.init for c in carried}
+    if turns.step is not None:
+        before = {x.result: x.init for x in (turns.step.maximum, *turns.step.sums)}
+        began = {x: before[init] for x, init in began.items()}
+    join(k, softmax, own, began, ring.takers)
+
+
+def take_first(k: Kernel, s: If, step: OnlineSoftmax, own: dict[Var, Tile], loop: For, warp: int) -> None:
+    """A step before the loop, by one warp, which begins its trips with what it leaves.
+
+    The block makes what the products take, and the rest is as in a trip.
+    """
+    t = k.text
+    carried = (step.maximum, *step.sums)
+    begins = {c.result: own[x.param] for c in carried for x in loop.carried if x.init == c.result}
+    later: set[Expr] = {c.param for c in carried}
+    ready: list[Stmt] = []
+    rest: list[Stmt] = []
+    for x in s.then:
+        behind = not later.isdisjoint(uses((x,))) or (isinstance(x, Let) and x.op.name == "matmul")
+        (rest if behind else ready).append(x)
+        if behind:
+            later |= set(defs(x))
+    tiles = dict(k.tiles)
+    with t.nested(f"if {k.write(s.cond)}:"):
+        k.block(tuple(ready))
+        for operand in dict.fromkeys(operands_of(s.then)):
+            if operand in k.tiles:
+                k.keep(operand, meet=False)
+        t.line(BARRIER)
+        with t.nested(f"if warp == {warp}:"):
+            head = len(t.lines)
+            k.tiles.update((c.param, begins[c.result]) for c in carried)  # the join counts what it began with
+            k.block(accumulated(tuple(rest), k.uses))
+            taken = {place.registers for place in own.values()}
+            for c, value in [(c, k.settled(k.tile(c.next), begins[c.result], taken)) for c in carried]:
+                k.assign(value, begins[c.result], c.param)
+    if any(line.strip() == BARRIER for line in t.lines[head:]):
+        raise Together(loop.var)
+    k.tiles = tiles
 
 
 def accumulated(body: Block, count: Mapping[Expr, int]) -> Block:
@@ -264,8 +336,10 @@ def product(k: Kernel, s: Let, layout: Fragment) -> Tile:
     return replace(sums, valid=valid)
 
 
-def join(k: Kernel, softmax: OnlineSoftmax, own: dict[Var, Tile], takers: int) -> None:
-    """What the warps carry and what the loop began with, as tiles of the block."""
+def join(
+    k: Kernel, softmax: OnlineSoftmax, own: dict[Var, Tile], before: Mapping[Var, Expr], takers: int
+) -> None:
+    """What the warps carry and what there was ``before`` them, as tiles of the block."""
     t = k.text
     carried = (softmax.maximum, *softmax.sums)
     parts = {}
@@ -282,7 +356,7 @@ def join(k: Kernel, softmax: OnlineSoftmax, own: dict[Var, Tile], takers: int) -
     for c in carried:
         layout = of_the_block(own[c.param].layout)
         assert isinstance(layout, Rows | Fragment)
-        began = k.tile(c.init)
+        began = k.tile(before[c.param])
         fits = began.layout in (None, layout)
         made = k.held(began if fits else k.stored(began, c.result.name), c.result.name, layout, fresh=True)
         k.tiles[c.result] = made

@@ -10,11 +10,11 @@ what two parts of the trips leave joins to M = maximum(m1, m2) and X = x1 exp(m1
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from pypto_models.ir.expr import Var
-from pypto_models.ir.nodes import Arg, Bind, Carried, For, Let
+from pypto_models.ir.nodes import Arg, Bind, Carried, For, If, Let
 from pypto_models.ir.types import FP32, TileType
 from pypto_models.ops.registry import Effect, OpDef
 
@@ -90,6 +90,19 @@ def online_softmax(s: For) -> OnlineSoftmax | None:
             sum_of[x.result] = of
     ends = all(roles.get(c.next) is Role.NEXT and sum_of[c.next] == c.param for c in sums)
     return OnlineSoftmax(s.var, maximum, sums) if ends and roles.get(maximum.next) is Role.NEW else None
+
+
+def first_step(s: If, loop: For, softmax: OnlineSoftmax) -> OnlineSoftmax | None:
+    """What a branch carries, if it makes a step of the online softmax that ``loop`` begins with, or none."""
+    if s.orelse or {m.result for m in s.merged} != {c.init for c in loop.carried}:
+        return None
+    carried = tuple(
+        Carried(m.orelse, m.orelse, m.then, m.result) for m in s.merged if isinstance(m.orelse, Var)
+    )
+    if len({c.param for c in carried}) < len(loop.carried):
+        return None
+    found = online_softmax(replace(loop, carried=carried, body=s.then))
+    return found if found is not None and found.maximum.result == softmax.maximum.init else None
 
 
 def _changes(x: Let) -> bool:

@@ -203,8 +203,12 @@ def test_a_product_is_not_summed_onto_a_scalar() -> None:
 
 
 # ---------------------------------------------------------------------------------------- the values
-def check_values(module: Module, dim: int, tile: int, entries: int, sink: float) -> None:
-    """The emitted kernel on CPU threads against attention in fp64; ``sink`` is a weight beside exp(score)."""
+def check_values(
+    module: Module, dim: int, tile: int, entries: int, sink: float, again: bool = False
+) -> None:
+    """The emitted kernel on CPU threads against attention in fp64.  ``sink`` is a weight beside exp(score);
+    with ``again`` the first tile counts twice.
+    """
     rng = np.random.default_rng(entries)
 
     def bf16(*shape: int) -> np.ndarray:
@@ -220,7 +224,8 @@ def check_values(module: Module, dim: int, tile: int, entries: int, sink: float)
     kernel = module.kernels[-1]
     lockstep.run(kernel_of(module), kernel.name, 2, *(given[n] for n, _ in kernel.parameters))
     for b in range(2):
-        rows = np.concatenate([np.arange(n * tile, (n + 1) * tile) for n in table[b]])
+        tiles_read = [*table[b], *table[b, : int(again)]]
+        rows = np.concatenate([np.arange(n * tile, (n + 1) * tile) for n in tiles_read])
         weights = np.exp(q[16 * b : 16 * b + 16].astype(np.float64) @ keys[rows].T)
         weights /= sink + weights.sum(1, keepdims=True)
         # Weights are rounded to the nearest number of 8 bits: at most 1 / 256 of each
@@ -242,6 +247,66 @@ def test_what_the_loop_began_with_is_joined_once() -> None:
     total = "total = pl.full([16, 1], pl.FP32, "
     sink = (("pl.FP32, LOWEST)", "pl.FP32, 0.0)"), (f"{total}0.0)", f"{total}5.0)"))
     check_values(lower(changed(*small, *sink), H200), 16, 16, 3, 5.0)
+
+
+# ----------------------------------------------------------------------------------- a step before the loop
+LOOP = "        for p in pl.pipeline(0, "
+FIRST = """
+        if pl.tensor.dim(table, 1) % 2 == 1:
+            first = pl.cast(pl.read(table, [b, 0]), pl.INDEX) * TILE
+            k0 = pl.slice(keys, [TILE, DIM], [first, 0])
+            v0 = pl.slice(values, [TILE, DIM], [first, 0])
+            scores0 = pl.matmul(query, k0, out_dtype=pl.FP32, b_trans=True)
+            m0 = pl.maximum(m, pl.row_max(scores0))
+            decay0 = pl.exp(pl.sub(m, m0))
+            weights0 = pl.exp(pl.row_expand_sub(scores0, m0))
+            total = pl.add(pl.mul(total, decay0), pl.row_sum(weights0))
+            part0 = pl.matmul(pl.cast(weights0, DTYPE, mode="rint"), v0, out_dtype=pl.FP32)
+            acc = pl.add(pl.row_expand_mul(acc, decay0), part0)
+            m = m0
+"""[1:]
+TAKES = "        if warp == 7:\n"
+
+
+def with_first(first: str = FIRST, between: str = "", dim: int = 16) -> Module:
+    """The kernel with a step before its loop, which it makes of an odd number of tiles."""
+    small = (("DIM = 64", f"DIM = {dim}"), ("TILE = 32", "TILE = 16"))
+    return lower(changed(*small, (LOOP, first + between + LOOP)), H200)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 9])
+def test_a_step_before_the_loop_is_one_warp_s(entries: int) -> None:
+    module = with_first()
+    text = kernel_of(module)
+    assert in_turns(text) and TAKES in text and "block.mma_fragments" not in text
+    behind = text[text.index(TAKES) : text.index("    for p in ")]
+    assert BARRIER not in behind and behind.count("fragments.multiply(") == 2
+    check_values(module, 16, 16, entries, 0.0, again=entries % 2 == 1)
+
+
+def test_what_a_step_before_the_loop_begins_with_is_joined_once() -> None:
+    total = "total = pl.full([16, 1], pl.FP32, "
+    sink = (("pl.FP32, LOWEST)", "pl.FP32, 0.0)"), (f"{total}0.0)", f"{total}5.0)"))
+    small = (("DIM = 64", "DIM = 16"), ("TILE = 32", "TILE = 16"))
+    module = lower(changed(*small, *sink, (LOOP, FIRST + LOOP)), H200)
+    assert TAKES in kernel_of(module)
+    check_values(module, 16, 16, 3, 5.0, again=True)
+
+
+STEPS: dict[str, tuple[str, str]] = {
+    "that decides more": (FIRST + "        else:\n            m = pl.add(m, 1.0)\n", ""),
+    "with another maximum": (FIRST.replace("pl.maximum(m, ", "pl.minimum(m, "), ""),
+    "whose sum is not scaled": (FIRST.replace("pl.mul(total, decay0)", "total"), ""),
+    "that does not add to all": (FIRST.replace("            total = ", "            other = "), ""),
+    "that is changed again": (FIRST, "        acc = pl.mul(acc, 0.5)\n"),
+    "that is read again": (FIRST, "        pl.assemble(y, acc, [b * 16, 0])\n"),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_a_branch_that_is_no_such_step_is_the_block_s(case: str) -> None:
+    text = kernel_of(with_first(*STEPS[case]))
+    assert in_turns(text) and TAKES not in text and "block.mma_fragments" in text
 
 
 # ---------------------------------------------------------------------------------------- golden text
