@@ -13,15 +13,26 @@ BINARY: dict[str, str] = {
     "maximum": "block.larger({a}, {b})", "minimum": "block.smaller({a}, {b})",
 }  # fmt: skip
 
+# exp, rsqrt and recip are the GPU's approximations.  Relative errors: recip 2^-23, rsqrt 2^-22.4, and exp of x
+# 2^-22 + |x| 2^-23, since x log2(e) is rounded (CUDA's PTX manual: ex2, rsqrt, rcp; tests/backends/on_gpu).
 UNARY: dict[str, str] = {
     "neg": "(-{a})",
     "abs": "block.larger({a}, -{a})",
-    "exp": "cute.math.exp({a})",
+    "exp": "cute.math.exp({a}, fastmath=True)",
     "log": "cute.math.log({a})",
     "sqrt": "cute.math.sqrt({a})",
-    "rsqrt": "(Float32(1.0) / cute.math.sqrt({a}))",
-    "recip": "(Float32(1.0) / {a})",
+    "rsqrt": "cute.math.rsqrt({a}, fastmath=True)",
+    "recip": "cute.arch.rcp_approx({a})",
 }
+
+
+EXACT = {"rsqrt": "(Float32(1.0) / cute.math.sqrt({a}))"}  # where `high_precision` asks for it
+
+
+def unary(s: Let) -> str:
+    """The template of an op of one operand."""
+    exact = s.op.name in EXACT and s.arg("high_precision")
+    return EXACT[s.op.name] if exact else UNARY[s.op.name]
 
 
 def binary(name: str, dtype: DType) -> str:

@@ -115,7 +115,7 @@ def scales(parts: cute.Pointer, top: cute.Tensor, warps: cutlass.Constexpr, rows
             out[(1 + w) * rows + r] = element(parts, (w * (rows // 2) + r // 2) * 64 + lane * 2 + r % 2)[0]
             top[r] = larger(top[r], out[(1 + w) * rows + r])
         for w in cutlass.range_constexpr(1 + warps):
-            out[w * rows + r] = cute.math.exp(out[w * rows + r] - top[r])
+            out[w * rows + r] = cute.math.exp(out[w * rows + r] - top[r], fastmath=True)
     return out
 
 

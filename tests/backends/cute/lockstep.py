@@ -161,11 +161,16 @@ class Block:
             cp_async_commit_group=self.commit,
             cp_async_wait_group=self.wait,
             shuffle_sync_bfly=self.shuffle,
+            rcp_approx=lambda x: np.float32(1) / x,
             griddepcontrol_wait=lambda: None,
             griddepcontrol_launch_dependents=lambda: None,
         )
+        math = SimpleNamespace(
+            exp=lambda x, fastmath=False: np.exp(x), sqrt=np.sqrt,
+            rsqrt=lambda x, fastmath: np.float32(1) / np.sqrt(x),
+        )  # fmt: skip
         cute = SimpleNamespace(
-            arch=arch, kernel=lambda f: f, jit=lambda f: f, math=SimpleNamespace(exp=np.exp, sqrt=np.sqrt),
+            arch=arch, kernel=lambda f: f, jit=lambda f: f, math=math,
             make_layout=lambda shape, stride=None: shape,
             make_rmem_tensor=lambda n, _: Registers([np.float32(np.nan)] * n),
             make_tensor=lambda p, _: p, recast_tensor=lambda r, _: Pairs(r),

@@ -55,9 +55,9 @@ def test_the_layers(kind: str, target: str) -> None:
     layer = full_layers()[f"{kind}/full/bf16"]
     loaded = load_target(target)
     given = layer.kind.compile_options(layer.config, target, "skip", rows=16)["constants"]
-    function = lower_for(layer.kind.kernel_for("skip"), (), loaded, given).function
-    assert groups(grouped(unrolled(function))) == [*shared]
-    module = lower(function, loaded)
+    lowered = lower_for(layer.kind.kernel_for("skip"), (), loaded, given)
+    assert groups(grouped(unrolled(lowered.function))) == [*shared]
+    module = lower(lowered.function, loaded, given=lowered.overrides)
     found = [k for k in module.kernels if " and " in k.region]
     assert [k.region for k in found] == [" and ".join(regions) for regions in shared]
     assert [k.name for k in found] == ["_and_".join(regions) for regions in shared]

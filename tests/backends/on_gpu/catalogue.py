@@ -32,6 +32,7 @@ from pypto_models.language.parameters import constant_names
 from pypto_models.target import Target, load_target
 
 from ..cute.epilogue_kernels import epilogues
+from ..cute.function_kernels import functions
 from ..cute.norm_kernels import norm_between
 from ..cute.sharing_kernels import around_a_stream, three_apart
 from ..cute.support import project, shifted, twice, two_regions
@@ -39,7 +40,7 @@ from ..cute.tail_kernels import halves_where_asked, sums_and_halves
 
 SMALL = (
     twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between, sums_and_halves,
-    halves_where_asked, epilogues,
+    halves_where_asked, epilogues, functions,
 )  # fmt: skip
 GB10 = "gb10"
 ROWS = 16  # of a step of one row a sequence
