@@ -13,8 +13,8 @@ BINARY: dict[str, str] = {
     "maximum": "block.larger({a}, {b})", "minimum": "block.smaller({a}, {b})",
 }  # fmt: skip
 
-# exp, rsqrt and recip are the GPU's approximations.  Relative errors: recip 2^-23, rsqrt 2^-22.4, and exp of x
-# 2^-22 + |x| 2^-23, since x log2(e) is rounded (CUDA's PTX manual: ex2, rsqrt, rcp; tests/backends/on_gpu).
+# exp and rsqrt are the GPU's approximations.  Relative errors: rsqrt 2^-22.4, exp of x 2^-22 + |x| 2^-23,
+# since x log2(e) is rounded (the PTX manual on ex2 and rsqrt; tests/backends/on_gpu/test_functions.py).
 UNARY: dict[str, str] = {
     "neg": "(-{a})",
     "abs": "block.larger({a}, -{a})",
@@ -22,7 +22,7 @@ UNARY: dict[str, str] = {
     "log": "cute.math.log({a})",
     "sqrt": "cute.math.sqrt({a})",
     "rsqrt": "cute.math.rsqrt({a}, fastmath=True)",
-    "recip": "cute.arch.rcp_approx({a})",
+    "recip": "block.reciprocal({a})",
 }
 
 

@@ -84,6 +84,19 @@ def larger(a: Any, b: Any) -> Any:
 
 
 @cute.jit
+def reciprocal(x: Any) -> Any:
+    """1 / x, rounded once where both are normal numbers: a step of Newton's from the GPU's approximation, and
+    that itself where the step is none (zero and infinity).
+    """
+    near = cute.arch.rcp_approx(x)
+    error = cute.math.fma(-x, near, Float32(1.0))
+    out = near
+    if (error < Float32(1.0)) & (error > Float32(-1.0)):
+        out = cute.math.fma(near, error, near)
+    return out
+
+
+@cute.jit
 def smaller(a: Any, b: Any) -> Any:
     out = a
     if b < a:

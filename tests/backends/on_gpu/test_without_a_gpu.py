@@ -240,7 +240,7 @@ def test_the_bundles_say_by_which_backend_the_tests_run(
         gpu_platform(None)
 
 
-@pytest.mark.parametrize(("on", "kernels"), [(H200, 19), (TRITON, 22)], ids=["cute", "triton"])
+@pytest.mark.parametrize(("on", "kernels"), [(H200, 20), (TRITON, 23)], ids=["cute", "triton"])
 def test_what_is_prepared_is_loaded(on: Platform, kernels: int, no_compiler: Path) -> None:
     counting = CountingCompiler()
     size = prepare.prepare(on.backend, no_compiler, small(on), counting)
