@@ -187,7 +187,7 @@ def operands(k: Kernel, s: Let) -> tuple[Layout, list[Tile]]:
 def _unary(k: Kernel, s: Let) -> None:
     out = result_type(s)
     layout, (x,) = operands(k, s)
-    template = rules.unary(s)
+    template = rules.unary(s, out.dtype)
     k.tiles[s.result] = pointwise(
         layout, out, lambda t, c: rules.arithmetic(template, out.dtype, (x.value(t, c), x.dtype)), x
     )

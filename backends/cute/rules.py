@@ -17,7 +17,7 @@ BINARY: dict[str, str] = {
 # since x log2(e) is rounded (the PTX manual on ex2 and rsqrt; tests/backends/on_gpu/test_functions.py).
 UNARY: dict[str, str] = {
     "neg": "(-{a})",
-    "abs": "block.larger({a}, -{a})",
+    "abs": "cute.math.absf({a})",
     "exp": "cute.math.exp({a}, fastmath=True)",
     "log": "cute.math.log({a})",
     "sqrt": "cute.math.sqrt({a})",
@@ -29,10 +29,11 @@ UNARY: dict[str, str] = {
 EXACT = {"rsqrt": "(Float32(1.0) / cute.math.sqrt({a}))"}  # where `high_precision` asks for it
 
 
-def unary(s: Let) -> str:
-    """The template of an op of one operand."""
-    exact = s.op.name in EXACT and s.arg("high_precision")
-    return EXACT[s.op.name] if exact else UNARY[s.op.name]
+def unary(s: Let, dtype: DType) -> str:
+    """The template of an op of one operand with a result of this type."""
+    if s.op.name in EXACT and s.arg("high_precision"):
+        return EXACT[s.op.name]
+    return "block.larger({a}, -{a})" if s.op.name == "abs" and dtype.is_integer else UNARY[s.op.name]
 
 
 def binary(name: str, dtype: DType) -> str:

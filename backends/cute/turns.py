@@ -201,9 +201,9 @@ def take_turns(k: Kernel, s: For, turns: Turns) -> None:
     k.operands.clear()
     t.line("cute.arch.cp_async_wait_group(0)")
     t.line(BARRIER)
-    began = {c.param: c.init for c in carried}
+    began: dict[Var, Expr] = {c.param: c.init for c in carried}
     if turns.step is not None:
-        before = {x.result: x.init for x in (turns.step.maximum, *turns.step.sums)}
+        before: dict[Expr, Expr] = {x.result: x.init for x in (turns.step.maximum, *turns.step.sums)}
         began = {x: before[init] for x, init in began.items()}
     join(k, softmax, own, began, ring.takers)
 

@@ -168,7 +168,7 @@ class Block:
         math = SimpleNamespace(
             exp=lambda x, fastmath=False: np.exp(x), sqrt=np.sqrt,
             rsqrt=lambda x, fastmath: np.float32(1) / np.sqrt(x),
-            fma=lambda a, b, c: np.float32(np.float64(a) * b + c),
+            fma=lambda a, b, c: np.float32(np.float64(a) * b + c), absf=abs,
         )  # fmt: skip
         cute = SimpleNamespace(
             arch=arch, kernel=lambda f: f, jit=lambda f: f, math=math,
