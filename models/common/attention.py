@@ -5,9 +5,9 @@ A work item is one share for one KV head: a fixed grid fills the cores evenly at
 ragged contexts as with equal ones.  The part of a share that one sequence owns is a run, and an item takes
 the runs of its share in turn; a small region before it writes them down.  A run keeps an online softmax
 (Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with more, each run
-leaves a partial (maximum, sum, accumulator) to merge; with MERGE_ALL a single run does, too.  A block of the
-merge takes one head of one row and many runs at once, so that a single sequence fills the cores there too.
-Where a sequence may have several rows, the merge also brings them from one tile into token order.
+leaves a partial (maximum, sum, accumulator) to merge.  A block of the merge takes one head of one row and
+many runs at once, so that a single sequence fills the cores there too.  Where a sequence may have several
+rows, the merge also brings them from one tile into token order.
 
 All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per head, not
 once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.  The last n of a sequence are the
@@ -44,7 +44,7 @@ STEEP = 1.0e30  # slope of the causal bound: far above any score
 # Tile sizes of the merge; a tiling file sets them per target
 MERGE_RUNS = 2  # runs whose partials are loaded at once
 MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own
-MERGE_ALL = 0  # 1: single runs are left to the merge, too, so that no item takes longer to finish one
+MERGE_FROM = 2  # runs from which on a sequence is merged; 1: no item takes longer to finish a single one
 
 
 @pl.jit.inline
@@ -406,7 +406,7 @@ def attention(
                 q, k_new, v_new, k_cache, v_cache, block_table, seq, first, count, head, begin, end, tokens
             )
             place = (entry(run_table, run, 6) * KV_HEADS + head) * GROUP_ROWS
-            if SPAN == 1 and MERGE_ALL == 0:
+            if SPAN == 1 and MERGE_FROM > 1:
                 if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
                     row = first * Q_HEADS + head * GROUP
                     done = pl.row_expand_div(acc, total)
@@ -435,7 +435,7 @@ def attention(
         j = entry(row_table, t, 2)
         if runs == 0:
             pl.assemble(out, pl.full([1, columns], DTYPE, 0.0), [t, tile * columns])
-        elif j < SPAN and (SPAN > 1 or MERGE_ALL > 0 or runs > 1):
+        elif j < SPAN and (SPAN > 1 or runs >= MERGE_FROM):
             done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
             if GATE_HEADS > 0:
                 done = gated(done, pl.slice(projected, [1, columns], [t, tile * columns]))

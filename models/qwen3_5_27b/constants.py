@@ -16,7 +16,7 @@ TILING = Path(__file__).parent / "tiling"
 TILE_HEIGHT = 8  # heads are padded to a multiple of it: a column of 8 fp32 is the least that aligns
 MATMUL_HEIGHT = 16  # query rows of a matmul are padded to a multiple of it
 GDN_TILES = {"V_TILE": 64, "CONV_TILE": 512}  # where no tiling file applies, and the names that only gdn has
-FULL_TILES = ("TARGET_RUNS", "KV_TILE", "MERGE_RUNS", "MERGE_TILES", "MERGE_ALL")  # only the full layer's
+FULL_TILES = ("TARGET_RUNS", "KV_TILE", "MERGE_RUNS", "MERGE_TILES", "MERGE_FROM")  # only the full layer's
 
 
 def constants(

@@ -317,7 +317,7 @@ def paged_attention(
     target_runs: int,
     seed: int,
     dead: tuple[int, ...] = (),
-    merge_all: int = 0,
+    merge_from: int = 2,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages; zeros for dead ones.
 
@@ -351,7 +351,7 @@ def paged_attention(
     for pool, slot in itertools.product(given, (x for x in slots if x >= 0)):
         pool[slot // PAGE, :, slot % PAGE] = torch.nan
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
-    entry("attention_entry", TARGET_RUNS=target_runs, MERGE_ALL=merge_all)(
+    entry("attention_entry", TARGET_RUNS=target_runs, MERGE_FROM=merge_from)(
         by_head(q, KV_HEADS), *new, *(pool.view(-1, HEAD_DIM) for pool in given), table,
         ints(*slots), ints(*range(batch + 1)), ints(*lengths), torch.full_like(out, torch.nan), out,
     )  # fmt: skip
@@ -366,9 +366,9 @@ def paged_attention(
     [[1], [PAGE], [200], [5, 64, 1, 65, 16], [1, 2, PAGE, 3, 150, 2 * PAGE, 7], [130] * 16, [PAGE] * 16],
     ids=lambda lengths: f"{len(lengths)}x{lengths[0]}",
 )
-@pytest.mark.parametrize("merge_all", [0, 1])
-def test_attention(lengths: list[int], target_runs: int, merge_all: int) -> None:
-    actual, expected = paged_attention(lengths, 1.0, target_runs, seed=1, merge_all=merge_all)
+@pytest.mark.parametrize("merge_from", [1, 2])
+def test_attention(lengths: list[int], target_runs: int, merge_from: int) -> None:
+    actual, expected = paged_attention(lengths, 1.0, target_runs, seed=1, merge_from=merge_from)
     close(actual, expected, 3e-6)
 
 
