@@ -44,7 +44,7 @@ STEEP = 1.0e30  # slope of the causal bound: far above any score
 # Tile sizes of the merge; a tiling file sets them per target
 MERGE_RUNS = 2  # runs whose partials are loaded at once
 MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own
-MERGE_FROM = 2  # runs from which on a sequence is merged; 1: no item takes longer to finish a single one
+MERGE_FROM = 2  # runs from which on a sequence is merged, 1 or 2; 1: no item takes long to finish one
 
 
 @pl.jit.inline
@@ -435,7 +435,7 @@ def attention(
         j = entry(row_table, t, 2)
         if runs == 0:
             pl.assemble(out, pl.full([1, columns], DTYPE, 0.0), [t, tile * columns])
-        elif j < SPAN and (SPAN > 1 or runs >= MERGE_FROM):
+        elif j < SPAN and (SPAN > 1 or runs > 1 or MERGE_FROM == 1):
             done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
             if GATE_HEADS > 0:
                 done = gated(done, pl.slice(projected, [1, columns], [t, tile * columns]))

@@ -251,7 +251,7 @@ ATTENTION_REASONS = {
     "position = pl.max(known, 0)": _BEYOND,
     "if j < count:": "a sequence with a run has a row",
     "return pl.mul(pl.row_expand_sub(columns, limit), -STEEP)": "any slope far above the scores hides",
-    "elif j < SPAN and (SPAN > 1 or runs >= MERGE_FROM):": _SPAN,
+    "elif j < SPAN and (SPAN > 1 or runs > 1 or MERGE_FROM == 1):": _SPAN,
     "step = pl.minimum(pl.fillpad(earlier, pad_value=pl.PadValue.max), 1.0)": (
         "behind the last of SPAN rows there is no token to be hidden from it"
     ),
