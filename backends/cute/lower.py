@@ -357,8 +357,9 @@ class Lowering(Orchestration):
         sure = how == "stream" or s.count is None or at_least_one(self.host(s.count, state, s))
         self.note(name, frozenset(changed(kernel)) if not kernel.chosen else None, sure)
         arguments = self.arguments(kernel, s, state)
-        text = head + kernel_text(name, s, [(a.name, a.kind) for a in arguments], body, threads, how)
-        here = int(how == "stream")  # its ring leaves room for one
+        # A ring of a stream leaves room for one, and a warp that takes trips holds what it sums in registers
+        here = int(how == "stream" or bool(kernel.turns))
+        text = head + kernel_text(name, s, [(a.name, a.kind) for a in arguments], body, threads, how, here)
         self.launch(name, s.name, s.span.line, text, threads, shared, how, arguments, grid, here)
 
     def note(self, name: str, written: frozenset[Var] | None, sure: bool) -> None:
@@ -430,7 +431,13 @@ def guarded(
 
 # -------------------------------------------------------------------------------------------------- text
 def kernel_text(
-    name: str, s: Region, parameters: list[tuple[str, str]], body: list[str], threads: int, how: str
+    name: str,
+    s: Region,
+    parameters: list[tuple[str, str]],
+    body: list[str],
+    threads: int,
+    how: str,
+    here: int,
 ) -> str:
     head = [
         "@cute.kernel",
@@ -442,7 +449,7 @@ def kernel_text(
             *PLACE,
             f"    {BEFORE}",
         ]
-    return "\n".join([*head, *body, *launcher(name, parameters, threads, int(how == "stream"))]) + "\n"
+    return "\n".join([*head, *body, *launcher(name, parameters, threads, here)]) + "\n"
 
 
 def triggered(kernels: list[KernelSource], unsure: set[str]) -> tuple[list[KernelSource], bool]:
