@@ -316,7 +316,7 @@ class Lowering(Orchestration):
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
             f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
-            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, "
+            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, burst={plan.burst}, "
             f"m_tiles={plan.m_tiles}, late={LATE}, weight_row={name}_weight_row, "
             f"finish={name}_finish"
         )
@@ -333,7 +333,7 @@ class Lowering(Orchestration):
             s,
             [*wait, *kernel.text.lines, run],
             "\n".join(inner),
-            plan.threads,
+            plan.block_threads,
             plan.shared_bytes + (0 if before is None else norm_bytes(before.of, plan)),
             "stream",
             str(plan.ctas),

@@ -14,7 +14,7 @@ from pypto_models.ir.types import Dim, TensorType, TileType
 from pypto_models.schedule import Contraction, Override, Schedule, ranking, refusal
 from pypto_models.schedule.overrides import NONE
 from pypto_models.schedule.record import Ring, Stream, Weight
-from pypto_models.target import Target
+from pypto_models.target import Gpu, Target
 
 from .matching import Product
 
@@ -27,6 +27,12 @@ class Plan:
     """A schedule of the form ``stream`` with one ring of the CTA, in the words of device/stream.py."""
 
     schedule: Schedule
+    target: Target
+
+    @property
+    def gpu(self) -> Gpu:
+        assert self.target.gpu is not None
+        return self.target.gpu
 
     @property
     def stream(self) -> Stream:
@@ -71,7 +77,26 @@ class Plan:
 
     @property
     def threads(self) -> int:
+        """Of the warps that multiply."""
         return self.schedule.threads
+
+    @property
+    def block_threads(self) -> int:
+        """With the warp that copies the rows of the batch."""
+        return self.threads + self.gpu.warp_threads
+
+    @property
+    def burst(self) -> int:
+        """Stages of weights that are asked for at a time before the first product.
+
+        Half of what an SM must have under way to read at the full bandwidth: while the memory is not yet
+        busy its latency is half as long.  Measured on an H200: 28 to 40 KB of an SM do best.
+        """
+        assert isinstance(self.schedule.ring, Ring)
+        rows = self.stream.rows * self.chunk * ELEMENT  # of the batch, not asked for as early
+        beside = -(-self.ctas // self.target.cores)  # CTAs of an SM
+        stages = self.gpu.in_flight_bytes / 2 / beside / (self.schedule.ring.slot_bytes - rows)
+        return max(1, min(self.stages - 1, round(stages)))
 
     @property
     def shared_bytes(self) -> int:
@@ -105,7 +130,7 @@ def plans(
     given = given.at(found.rows, found.n, found.k)
     room = max(s.bytes for s in target.spaces.values() if s.align == 16) - RESERVED
     ranked = ranking(region, line, found, target, given)
-    fitting = tuple(Plan(s) for s in ranked if s.shared_bytes <= room and s.grid == s.ctas)
+    fitting = tuple(Plan(s, target) for s in ranked if s.shared_bytes <= room and s.grid == s.ctas)
     if ranked and not fitting:
         first = ranked[0]
         taken = f"it takes {first.shared_bytes} bytes of shared memory, and a block has {room}"

@@ -24,10 +24,10 @@ def element(pointer: cute.Pointer, at: Any) -> cute.Tensor:
 
 
 @cute.jit
-def stamp(stamps: cute.Pointer, cta: Int32, event: cutlass.Constexpr):
-    """Note the time, in ns of the GPU's clock, at which a CTA meets an event: stamps[cta, event]."""
+def stamp(stamps: cute.Pointer, cta: Int32, event: cutlass.Constexpr, thread: cutlass.Constexpr = 0):
+    """Note the time, in ns of the GPU's clock, at which a thread of a CTA meets an event: stamps[cta, event]."""
     tid, _, _ = cute.arch.thread_idx()
-    if (tid == 0) & (cta < STAMPED):
+    if (tid == thread) & (cta < STAMPED):
         now = llvm.inline_asm(Int64.mlir_type, [], "mov.u64 $0, %globaltimer;", "=l", has_side_effects=True)
         element(stamps, cta * EVENTS + event)[0] = Int64(now)
 

@@ -4,8 +4,9 @@ A CTA owns a run of columns of the result, for each a weight row per accumulator
 in registers while K is the outer loop.  Shares differ by one column at most; eight columns are a unit, and
 the last unit of a share may be filled in part.  One stage of the ring holds ``chunk`` elements of each of
 the CTA's weight rows and of the batch rows, in whole 128-byte lines; all batch rows meet a weight while it
-is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  At
-the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
+is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  They
+also copy the weights; one warp more copies the rows, so that the first product waits for its own rows alone
+and not for the weights that were asked for before them.  At the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
 batch, which take its columns in turn: what the epilogue reads and writes are runs of a row, and all threads
 have their part of it.  What it reads they ask for ahead of the K loop.  The weights are `[out, in]`, so a
 weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
@@ -13,6 +14,10 @@ weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
 The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of row g, 8 columns, which feed
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
 at its index with bit 2 flipped in odd rows, so that the eight lanes of a phase read eight different banks.
+
+No more than ``burst`` stages are asked for at a time before the first product.  More than the latency of the
+memory needs would queue, and with them what this kernel waits for: the last stores of the one before it,
+without which it is not complete, and then the batch rows.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ M = 16  # rows of the batch on the m side of one MMA
 UNIT = 8  # weight rows of a unit: the n side of one MMA
 STEP = 64  # columns of a 128-byte line
 LANES = 16  # threads that finish a row, 32 bytes of bf16 at a time
+START, WAITED, ARRIVED, END = range(4)  # as in backends/gpu/timing.py
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Stream:
     warps_k: int
     chunk: int
     stages: int
+    burst: int  # stages under way at most before the first product
     m_tiles: int  # rows of the batch / 16
     late: bool  # whether the next kernel may start only when this one has waited
     weight_row: Callable[..., Any]
@@ -81,10 +88,12 @@ class Stream:
 
     @property
     def warps(self) -> int:
+        """Those that multiply."""
         return self.warps_n * self.warps_k
 
     @property
     def threads(self) -> int:
+        """Of the warps that multiply; a CTA has 32 more."""
         return 32 * self.warps
 
     @property
@@ -121,17 +130,142 @@ class Stream:
         """
         tid, _, _ = cute.arch.thread_idx()
         cta, _, _ = cute.arch.block_idx()
-        self.stamp(stamps, cta, 0)
-        lane = cute.arch.lane_idx()
-        warp = cute.arch.make_warp_uniform(tid // 32)
+        self.stamp(stamps, cta, START)
+        if cutlass.const_expr(not self.late):
+            cute.arch.griddepcontrol_launch_dependents()
         base, extra = self.columns // self.ctas, self.columns % self.ctas
         first = cta * base + min(cta, Int32(extra))
         count = Int32(base)
         if cta < extra:
             count = count + 1
-
         smem = utils.SmemAllocator()
         ring = smem.allocate_tensor(BFloat16, cute.make_layout(self.shared_elements), 128).iterator
+        x, w = x.align(16), w.align(16)
+        if cute.arch.make_warp_uniform(tid // 32) == self.warps:
+            self.copy_rows(x, w, ring, rows, env, first, stamps)
+        else:
+            norm = (sums_from, x_columns, sums_to)
+            self.multiply(w, ring, smem, rows, env, (first, count), stamps, *norm)
+
+    @cute.jit
+    def copy_rows(
+        self, x: cute.Pointer, w: cute.Pointer, ring: cute.Pointer, rows: Int32, env: Any, first: Int32, stamps: Any
+    ):
+        """What the last warp does: it copies the rows of the batch."""
+        cta, _, _ = cute.arch.block_idx()
+        if cutlass.const_expr(stamps is not None):  # a piece of the weights, to note when they are there
+            weight_row, _ = self.weight_row(env, 0, first)
+            cute.copy(filling(), piece_of(w, Int64(weight_row) * self.w_pitch), piece_of(ring, 0))
+            cute.arch.cp_async_commit_group()
+        x_ring = ring + self.stages * self.tiles * UNIT * self.chunk
+        steps = self.k // self.chunk
+        cute.arch.griddepcontrol_wait()
+        if cutlass.const_expr(self.late):
+            cute.arch.griddepcontrol_launch_dependents()
+        self.stamp(stamps, cta, WAITED, self.threads)
+        if cutlass.const_expr(stamps is not None):
+            cute.arch.cp_async_wait_group(0)
+            self.stamp(stamps, cta, ARRIVED, self.threads)
+        for d in cutlass.range(self.stages - 1, unroll=1):
+            if d < steps:
+                self.ask_rows(x, x_ring, rows, d, d)
+            cute.arch.cp_async_commit_group()
+        into = Int32(self.stages - 1)
+        for step in cutlass.range(steps, unroll=1):
+            cute.arch.cp_async_wait_group(self.stages - 2)
+            cute.arch.sync_threads()
+            ahead = step + self.stages - 1
+            if ahead < steps:
+                self.ask_rows(x, x_ring, rows, ahead, into)
+            cute.arch.cp_async_commit_group()
+            into = into + 1
+            if into == self.stages:
+                into = Int32(0)
+        cute.arch.cp_async_wait_group(0)
+
+    @cute.jit
+    def ask_rows(self, x: cute.Pointer, ring: cute.Pointer, rows: Int32, step: Int32, slot: Int32):
+        """Begin to copy the rows of the batch for one step."""
+        lane = cute.arch.lane_idx()
+        per_row = self.chunk // 8
+        for m in cutlass.range(self.m_tiles, unroll=1):
+            for i in cutlass.range_constexpr(M * per_row // 32):
+                of_tile, piece = divided((lane, i * 32, 32), per_row)
+                odd = plain(divided(of_tile, 2)[1])
+                row = m * M + plain(of_tile)
+                if row < rows:
+                    source = Int64(row) * self.x_pitch + step * self.chunk + plain(piece) * 8
+                    target = (slot * self.m_tiles * M + row) * self.chunk + (plain(piece) ^ (4 * odd)) * 8
+                    cute.copy(filling(), piece_of(x, source), piece_of(ring, target))
+
+    @cute.jit
+    def weight_pieces(self, env: Any, first: Int32, count: Int32, tid: Int32):
+        """The 16-byte pieces of a stage of weights that a thread copies: where from, where to, and whether
+        they exist.  The rows of an accumulator lie together.
+        """
+        per_row = self.chunk // 8
+        pieces = -(-(self.tiles * UNIT * per_row) // self.threads)
+        sources = cute.make_rmem_tensor(cute.make_layout(pieces), Int64)
+        targets = cute.make_rmem_tensor(cute.make_layout(pieces), Int32)
+        exist = cute.make_rmem_tensor(cute.make_layout(pieces), Int32)
+        for i in cutlass.range_constexpr(pieces):
+            row, piece = divided((tid, i * self.threads, self.threads), per_row)
+            accumulator, of_columns = divided(row, self.units_per_cta * UNIT)
+            odd = plain(divided(row, 2)[1])
+            column = plain(of_columns)
+            source = Int64(0)
+            live = Int32(0)
+            if (column < count) & (plain(accumulator) < self.accumulators):
+                for a in cutlass.range_constexpr(self.accumulators):
+                    weight_row, exists = self.weight_row(env, a, first + column)
+                    if plain(accumulator) == a:
+                        source = Int64(weight_row) * self.w_pitch + plain(piece) * 8
+                        live = exists
+            sources[i] = source
+            targets[i] = plain(row) * self.chunk + (plain(piece) ^ (4 * odd)) * 8
+            exist[i] = live
+        return sources, targets, exist
+
+    @cute.jit
+    def ask_weights(
+        self, w: cute.Pointer, ring: cute.Pointer, pieces: Any, columns: Any, step: Int32, slot: Int32
+    ):
+        """Begin to copy the weights of one step, and what the norm has for its columns."""
+        sources, targets, exist = pieces
+        w_from = w + cute.assume(Int64(step) * self.chunk, divby=8)
+        w_to = ring + cute.assume(slot * (self.tiles * UNIT * self.chunk), divby=8)
+        for i in cutlass.range_constexpr(cute.size(sources)):
+            if exist[i] != 0:
+                cute.copy(filling(), piece_of(w_from, sources[i]), piece_of(w_to, targets[i]))
+        if cutlass.const_expr(columns is not None):
+            tid, _, _ = cute.arch.thread_idx()
+            start, c_ring, stage = columns
+            for i in cutlass.range_constexpr(-(-stage // (8 * self.threads))):
+                at = (tid + i * self.threads) * 8
+                if at < stage:
+                    source = piece_of(start, at + Int64(step) * stage)
+                    cute.copy(filling(), source, piece_of(c_ring, at + slot * stage))
+
+    @cute.jit
+    def multiply(
+        self,
+        w: cute.Pointer,
+        ring: cute.Pointer,
+        smem: Any,
+        rows: Int32,
+        env: Any,
+        share: Any,
+        stamps: Any,
+        sums_from: Any,
+        x_columns: Any,
+        sums_to: Any,
+    ):
+        """What the other warps do: they copy the weights, multiply and finish."""
+        tid, _, _ = cute.arch.thread_idx()
+        cta, _, _ = cute.arch.block_idx()
+        lane = cute.arch.lane_idx()
+        warp = cute.arch.make_warp_uniform(tid // 32)
+        first, count = share
         w_stage = self.tiles * UNIT * self.chunk
         x_stage = self.m_tiles * M * self.chunk
         x_ring = ring + self.stages * w_stage
@@ -139,89 +273,29 @@ class Stream:
         kind = type_of(x_columns)
         width = width_of(x_columns)
         c_stage = self.chunk * width
-        c_from, c_ring = x, ring
+        c_ring = ring
+        columns = None
         if cutlass.const_expr(width > 0):
-            c_from = cute.recast_ptr(x_columns, dtype=BFloat16)
             c_ring = smem.allocate_tensor(BFloat16, cute.make_layout(self.stages * c_stage), 128).iterator
+            columns = (cute.recast_ptr(x_columns, dtype=BFloat16).align(16), c_ring, c_stage)
         row_scales = cute.recast_ptr(ring, dtype=Float32)
         if cutlass.const_expr(self.operand is not None):
             held = cute.make_layout(self.scales * self.m_tiles * M)
             row_scales = smem.allocate_tensor(Float32, held, 128).iterator
         vector = cute.make_copy_atom(cute.nvgpu.CopyUniversalOp(), BFloat16, num_bits_per_copy=128)
-        fill = cute.make_copy_atom(
-            cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL),
-            BFloat16,
-            num_bits_per_copy=128,
-        )
         mma = cute.make_mma_atom(cute.nvgpu.warp.MmaF16BF16Op(BFloat16, Float32, (16, 8, 16)))
 
-        # --- which pieces of a stage this thread copies: where from, where to, and whether they exist
-        pieces = self.chunk // 8
-        w_count = -(-(self.tiles * UNIT * pieces) // self.threads)
-        x_count = -(-(self.m_tiles * M * pieces) // self.threads)
-        w_from = cute.make_rmem_tensor(cute.make_layout(w_count), Int64)
-        w_to = cute.make_rmem_tensor(cute.make_layout(w_count), Int32)
-        w_live = cute.make_rmem_tensor(cute.make_layout(w_count), Int32)
-        for i in cutlass.range_constexpr(w_count):
-            piece = tid + i * self.threads
-            row = piece // pieces
-            at = piece % pieces
-            tile = row // UNIT
-            column = tile // self.accumulators * UNIT + row % UNIT
-            source = Int64(0)
-            live = Int32(0)
-            if column < count:
-                for a in cutlass.range_constexpr(self.accumulators):
-                    weight_row, exists = self.weight_row(env, a, first + column)
-                    if tile % self.accumulators == a:
-                        source = Int64(weight_row) * self.w_pitch + at * 8
-                        live = exists
-            w_from[i] = source
-            w_live[i] = live
-            w_to[i] = row * self.chunk + (at ^ (4 * (row % 2))) * 8
-        x_from = cute.make_rmem_tensor(cute.make_layout(x_count), Int64)
-        x_to = cute.make_rmem_tensor(cute.make_layout(x_count), Int32)
-        x_live = cute.make_rmem_tensor(cute.make_layout(x_count), Int32)
-        for i in cutlass.range_constexpr(x_count):
-            piece = tid + i * self.threads
-            row = piece // pieces
-            at = piece % pieces
-            live = Int32(0)
-            if row < min(rows, Int32(self.m_tiles * M)):
-                live = Int32(1)
-            x_live[i] = live
-            x_from[i] = Int64(row) * self.x_pitch + at * 8
-            x_to[i] = row * self.chunk + (at ^ (4 * (row % 2))) * 8
-
-        # --- prologue: the weights depend on no kernel before this one, the rows of the batch do
+        # --- prologue: the weights depend on no kernel before this one
         steps = self.k // self.chunk
-        if cutlass.const_expr(not self.late):
-            cute.arch.griddepcontrol_launch_dependents()
-        for d in cutlass.range_constexpr(self.stages - 1):
-            if cutlass.const_expr(d < steps):
-                for i in cutlass.range_constexpr(w_count):
-                    if w_live[i] != 0:
-                        cute.copy(
-                            fill,
-                            piece_of(w, w_from[i] + d * self.chunk),
-                            piece_of(ring, w_to[i] + d * w_stage),
-                        )
-                    if cutlass.const_expr(stamps is not None and d == 0 and i == 0):
-                        cute.arch.cp_async_commit_group()  # of their own, to note when they are there
-                for i in cutlass.range_constexpr(-(-c_stage // (8 * self.threads))):
-                    at = (tid + i * self.threads) * 8
-                    if at < c_stage:
-                        at = at + d * c_stage
-                        cute.copy(fill, piece_of(c_from, at), piece_of(c_ring, at))
+        pieces = self.weight_pieces(env, first, count, tid)
+        for d in cutlass.range(self.stages - 1, unroll=1):
+            if cutlass.const_expr(self.burst < self.stages - 1):
+                if d >= self.burst:
+                    cute.arch.cp_async_wait_group(self.burst - 1)
+            if d < steps:
+                self.ask_weights(w, ring, pieces, columns, d, d)
             cute.arch.cp_async_commit_group()
         cute.arch.griddepcontrol_wait()
-        if cutlass.const_expr(self.late):
-            cute.arch.griddepcontrol_launch_dependents()
-        self.stamp(stamps, cta, 1)
-        if cutlass.const_expr(stamps is not None):
-            if tid == 0:
-                cute.arch.cp_async_wait_group(self.stages - 1)
-            self.stamp(stamps, cta, 2)
         per_warp = -(-self.m_tiles * M // self.warps)
         per_lane = max(1, -(-self.parts // 32))
         partial = cute.make_rmem_tensor(cute.make_layout((per_lane, per_warp)), Float32)
@@ -233,15 +307,6 @@ class Stream:
                     from_cta = lane + p * 32
                     if (from_cta < self.parts) & (row < self.m_tiles * M):
                         partial[p, r] = block.element(sums_from, row * self.parts + from_cta)[0]
-        for d in cutlass.range_constexpr(self.stages - 1):
-            if cutlass.const_expr(d < steps):
-                for i in cutlass.range_constexpr(x_count):
-                    if x_live[i] != 0:
-                        cute.copy(
-                            vector,
-                            piece_of(x, x_from[i] + d * self.chunk),
-                            piece_of(x_ring, x_to[i] + d * x_stage),
-                        )
         if cutlass.const_expr(self.operand is not None):
             for r in cutlass.range_constexpr(per_warp):
                 sum_of_row = Float32(0.0)
@@ -253,12 +318,10 @@ class Stream:
                 if (lane == 0) & (row < self.m_tiles * M):
                     for i in cutlass.range_constexpr(self.scales):
                         there[i] = scales[i]
-            cute.arch.sync_threads()
+            self.sync()
         places = cute.make_layout((self.rounds, self.passes))
         held = [cute.make_rmem_tensor(places, element) for element in self.gathered]
         if cutlass.const_expr(self.gather is not None):
-            # Behind a barrier, so that nothing waits for these together with the rows
-            cute.arch.sync_threads()
             for p in cutlass.range_constexpr(self.passes):
                 for i in cutlass.range_constexpr(self.rounds):
                     row, column = self.place(tid, i, p)
@@ -275,7 +338,7 @@ class Stream:
         acc.fill(0.0)
         g = lane // 4
         t = lane % 4
-        flip = 4 * (g % 2)
+        own_place = [g * self.chunk + (4 * (j ^ (g % 2)) + t) * 8 for j in (0, 1)]  # of a tile of either
         x_raw = cute.make_rmem_tensor(cute.make_layout((8, 2, 2)), BFloat16)  # element, row half, piece
         x_mma = cute.make_rmem_tensor(cute.make_layout((8, 4, self.m_tiles)), BFloat16)
         w_raw = cute.make_rmem_tensor(cute.make_layout((8, 2)), BFloat16)
@@ -303,33 +366,17 @@ class Stream:
             if into >= self.stages:
                 into = into - self.stages
             if ahead < steps:
-                skip = Int64(ahead) * self.chunk
-                for i in cutlass.range_constexpr(w_count):
-                    if w_live[i] != 0:
-                        cute.copy(
-                            fill, piece_of(w, w_from[i] + skip), piece_of(ring, w_to[i] + into * w_stage)
-                        )
-                for i in cutlass.range_constexpr(x_count):
-                    if x_live[i] != 0:
-                        cute.copy(
-                            fill, piece_of(x, x_from[i] + skip), piece_of(x_ring, x_to[i] + into * x_stage)
-                        )
-                for i in cutlass.range_constexpr(-(-c_stage // (8 * self.threads))):
-                    at = (tid + i * self.threads) * 8
-                    if at < c_stage:
-                        columns = piece_of(c_from, at + Int64(ahead) * c_stage)
-                        cute.copy(fill, columns, piece_of(c_ring, at + into * c_stage))
+                self.ask_weights(w, ring, pieces, columns, ahead, into)
             cute.arch.cp_async_commit_group()
             for line in cutlass.range_constexpr(self.chunk // STEP // self.warps_k):
-                column = (warp_k + line * self.warps_k) * STEP
+                depth = (warp_k + line * self.warps_k) * STEP
                 for m in cutlass.range_constexpr(self.m_tiles):
                     for j in cutlass.range_constexpr(2):
                         for half in cutlass.range_constexpr(2):
-                            row = m * M + g + 8 * half
-                            at = slot * x_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
-                            cute.copy(vector, piece_of(x_ring, at), x_raw[None, half, j])
+                            at = slot * x_stage + (m * M + 8 * half) * self.chunk + depth
+                            cute.copy(vector, piece_of(x_ring, at + own_place[j]), x_raw[None, half, j])
                     if cutlass.const_expr(self.operand is not None):
-                        here = slot * c_stage + column * width
+                        here = cute.assume(slot * c_stage + depth * width, divby=8)
                         self.apply(env, x_raw, c_ring + here, width, kind, columns_raw, own_scales, m, t)
                     for j in cutlass.range_constexpr(2):
                         for i in cutlass.range_constexpr(2):
@@ -340,9 +387,8 @@ class Stream:
                     tile = warp_n + n * self.warps_n
                     if tile < self.tiles:
                         for j in cutlass.range_constexpr(2):
-                            row = tile * UNIT + g
-                            at = slot * w_stage + row * self.chunk + column + ((4 * j + t) ^ flip) * 8
-                            cute.copy(vector, piece_of(ring, at), w_raw[None, j])
+                            at = slot * w_stage + tile * (UNIT * self.chunk) + depth
+                            cute.copy(vector, piece_of(ring, at + own_place[j]), w_raw[None, j])
                         for m in cutlass.range_constexpr(self.m_tiles):
                             for q in cutlass.range_constexpr(4):
                                 sums = acc[None, None, None, n, m]
@@ -353,7 +399,7 @@ class Stream:
 
         # --- sum over the warps that divided the columns, in fixed order, and the epilogue
         cute.arch.cp_async_wait_group(0)
-        cute.arch.sync_threads()
+        self.sync()
         per_part = 128 * self.tiles * self.m_tiles
         parts = cute.make_tensor(
             cute.recast_ptr(ring, dtype=Float32),
@@ -365,16 +411,16 @@ class Stream:
         for n in cutlass.range_constexpr(mine):
             tile = warp_n + n * self.warps_n
             if tile < self.tiles:
-                swap = tile // self.accumulators % 2 * 2
+                swap = tile % self.units_per_cta % 2 * 2
                 for m in cutlass.range_constexpr(self.m_tiles):
                     for v in cutlass.range_constexpr(4):
                         parts[v ^ swap, lane, tile, m, warp_k] = acc[v, 0, 0, n, m]
-        cute.arch.sync_threads()
+        self.sync()
         total = cute.make_rmem_tensor(cute.make_layout((self.accumulators, self.rounds)), Float32)
         sums = cute.make_rmem_tensor(cute.make_layout((1, self.passes)), Float32)
         sums.fill(0.0)
         for p in cutlass.range_constexpr(self.passes):
-            row, _ = self.place(tid, 0, p)
+            row, column = self.place(tid, 0, p)
             if row < min(rows, Int32(self.m_tiles * M)):
                 for i in cutlass.range_constexpr(self.rounds):
                     _, column = self.place(tid, i, p)
@@ -384,7 +430,7 @@ class Stream:
                     for a in cutlass.range_constexpr(self.accumulators):
                         value = Float32(0.0)
                         for part in cutlass.range_constexpr(self.warps_k):
-                            value = value + parts[v, at, unit * self.accumulators + a, row // M, part]
+                            value = value + parts[v, at, a * self.units_per_cta + unit, row // M, part]
                         total[a, i] = value
                 for i in cutlass.range_constexpr(self.rounds):
                     _, column = self.place(tid, i, p)
@@ -394,7 +440,7 @@ class Stream:
                     self.finish(env, row, existing, column < count, total[None, i], own, sums[None, p])
         if cutlass.const_expr(sums_to is not None):
             self.leave_sums(sums, sums_to, cta)
-        self.stamp(stamps, cta, 3)
+        self.stamp(stamps, cta, END)
 
     @cute.jit
     def apply(
@@ -439,14 +485,43 @@ class Stream:
         """The row, and the column of the CTA's, that a thread finishes in round ``i`` of pass ``p``."""
         return tid // LANES + p * (self.threads // LANES), tid % LANES + i * LANES
 
-    def stamp(self, stamps: Any, cta: Int32, event: int) -> None:
+    def sync(self) -> None:
+        """A barrier of the warps that multiply."""
+        cute.arch.barrier(barrier_id=1, number_of_threads=self.threads)
+
+    def stamp(self, stamps: Any, cta: Int32, event: int, thread: int = 0) -> None:
         if stamps is not None:
-            block.stamp(stamps, cta, event)
+            block.stamp(stamps, cta, event, thread)
+
+
+def filling() -> Any:
+    """How 16 bytes go from memory to the ring: around the L1 cache, and nobody waits."""
+    way = cute.nvgpu.cpasync.CopyG2SOp(cache_mode=cute.nvgpu.LoadCacheMode.GLOBAL)
+    return cute.make_copy_atom(way, BFloat16, num_bits_per_copy=128)
 
 
 def piece_of(pointer: cute.Pointer, at: Any) -> cute.Tensor:
-    """The 16 bytes at element ``at``."""
-    return cute.make_tensor((pointer + at).align(16), cute.make_layout(8))
+    """The 16 bytes at element ``at``, a multiple of 8."""
+    return cute.make_tensor(pointer + cute.assume(at, divby=8), cute.make_layout(8))
+
+
+def divided(x: Any, by: int) -> tuple[Any, Any]:
+    """Quotient and remainder of ``x = (variable, constant, limit of the variable)``, again as such, and with
+    the variable and the constant apart where no carry can come from their sum.
+    """
+    variable, constant, limit = x
+    quotient, remainder = constant // by, constant % by
+    if remainder == 0:
+        return (variable // by, quotient, -(-limit // by)), (variable % by, 0, min(limit, by))
+    if remainder + limit <= by:
+        return (0, quotient, 1), (variable, remainder, limit)
+    both = variable + constant
+    return (both // by, 0, -(-(constant + limit) // by)), (both % by, 0, by)
+
+
+def plain(x: Any) -> Any:
+    """The value of such a sum."""
+    return x[0] + x[1]
 
 
 def width_of(pointer: cute.Pointer | None) -> int:
