@@ -316,9 +316,9 @@ class Lowering(Orchestration):
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
             f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
-            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, burst={plan.burst}, "
-            f"m_tiles={plan.m_tiles}, late={LATE}, weight_row={name}_weight_row, "
-            f"finish={name}_finish"
+            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, "
+            f"stages={plan.stages}, burst={plan.burst}, m_tiles={plan.m_tiles}, late={LATE}, "
+            f"weight_row={name}_weight_row, finish={name}_finish"
         )
         if before is not None:
             fields += f", scale={name}_scale, operand={name}_operand"

@@ -25,7 +25,9 @@ def element(pointer: cute.Pointer, at: Any) -> cute.Tensor:
 
 @cute.jit
 def stamp(stamps: cute.Pointer, cta: Int32, event: cutlass.Constexpr, thread: cutlass.Constexpr = 0):
-    """Note the time, in ns of the GPU's clock, at which a thread of a CTA meets an event: stamps[cta, event]."""
+    """Note the time, in ns of the GPU's clock, at which a thread of a CTA meets an event, in
+    stamps[cta, event].
+    """
     tid, _, _ = cute.arch.thread_idx()
     if (tid == thread) & (cta < STAMPED):
         now = llvm.inline_asm(Int64.mlir_type, [], "mov.u64 $0, %globaltimer;", "=l", has_side_effects=True)

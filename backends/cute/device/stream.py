@@ -5,8 +5,10 @@ in registers while K is the outer loop.  Shares differ by one column at most; ei
 the last unit of a share may be filled in part.  One stage of the ring holds ``chunk`` elements of each of
 the CTA's weight rows and of the batch rows, in whole 128-byte lines; all batch rows meet a weight while it
 is there.  Within a stage the warps form a grid: ``warps_n`` divide the units, ``warps_k`` the depth.  They
-also copy the weights; one warp more copies the rows, so that the first product waits for its own rows alone
-and not for the weights that were asked for before them.  At the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
+copy the weights, too.  The batch rows are copied by one warp more, so that the first product waits for its
+own rows and not for all weights that were asked for before them.
+
+At the end the parts of the ``warps_k`` warps are added in fixed order, by LANES threads for each row of the
 batch, which take its columns in turn: what the epilogue reads and writes are runs of a row, and all threads
 have their part of it.  What it reads they ask for ahead of the K loop.  The weights are `[out, in]`, so a
 weight row is the n side of ``mma.m16n8k16`` and the batch its m side.
@@ -149,7 +151,14 @@ class Stream:
 
     @cute.jit
     def copy_rows(
-        self, x: cute.Pointer, w: cute.Pointer, ring: cute.Pointer, rows: Int32, env: Any, first: Int32, stamps: Any
+        self,
+        x: cute.Pointer,
+        w: cute.Pointer,
+        ring: cute.Pointer,
+        rows: Int32,
+        env: Any,
+        first: Int32,
+        stamps: Any,
     ):
         """What the last warp does: it copies the rows of the batch."""
         cta, _, _ = cute.arch.block_idx()
@@ -289,9 +298,8 @@ class Stream:
         steps = self.k // self.chunk
         pieces = self.weight_pieces(env, first, count, tid)
         for d in cutlass.range(self.stages - 1, unroll=1):
-            if cutlass.const_expr(self.burst < self.stages - 1):
-                if d >= self.burst:
-                    cute.arch.cp_async_wait_group(self.burst - 1)
+            if d >= self.burst:
+                cute.arch.cp_async_wait_group(self.burst - 1)
             if d < steps:
                 self.ask_weights(w, ring, pieces, columns, d, d)
             cute.arch.cp_async_commit_group()
