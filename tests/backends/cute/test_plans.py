@@ -137,6 +137,18 @@ def test_the_backend_emits_the_schedule_of_the_report(target: str, region: str) 
     assert k.shared_bytes - norm == max(f["stages"] * stage, sums), "the ring, and the sums in its place"
 
 
+@both
+def test_a_burst_is_half_of_what_an_sm_needs_under_way(target: str, region: str) -> None:
+    f, gpu = fields(kernels(target)[region]), load_target(target).gpu
+    assert gpu is not None
+    units = -(-f["columns"] // (8 * f["ctas"])) * f["accumulators"]
+    stage = 8 * units * f["chunk"] * ELEMENT  # of weights
+    blocks = -(-f["ctas"] // load_target(target).cores)  # of an SM
+    off = f["burst"] * stage * blocks - gpu.in_flight_bytes / 2
+    assert 1 <= f["burst"] < f["stages"]
+    assert abs(off) <= stage * blocks / 2 or (f["burst"] == 1 and off > 0)
+
+
 def test_overrides_reach_the_emitted_kernel() -> None:
     h200 = load_target("h200")
     keys: dict[str, int | str] = {"warps_n": 8, "warps_k": 1, "slots": 7}
