@@ -315,7 +315,6 @@ class Stream:
                     from_cta = lane + p * 32
                     if (from_cta < self.parts) & (row < self.m_tiles * M):
                         partial[p, r] = block.element(sums_from, row * self.parts + from_cta)[0]
-        if cutlass.const_expr(self.operand is not None):
             for r in cutlass.range_constexpr(per_warp):
                 sum_of_row = Float32(0.0)
                 for p in cutlass.range_constexpr(per_lane):
