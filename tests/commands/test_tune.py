@@ -88,7 +88,8 @@ def test_a_plan_of_machine_code(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert kernel.how == "stream" and binaries[kernel.name].startswith(b"\x7fELF")
         (launch,) = manifest.launches
         assert launch.grid == str(v.values["walkers"])  # type: ignore[union-attr]
-        assert kernel.threads == 32 * int(v.values["warps_n"]) * int(v.values["warps_k"])
+        warps = int(v.values["warps_n"]) * int(v.values["warps_k"]) + 1  # one copies the rows
+        assert kernel.threads == 32 * warps
         assert {p.name for p in manifest.parameters} == {a.name for a in up.arguments}
     expected = torch.load(folder / up.reference, weights_only=True)
     assert {n: t.numel() for n, t in expected.items()} == {"middle": 5 * 256}
