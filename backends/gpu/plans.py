@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def burst(self) -> int:
-        """Stages of weights that are asked for at a time before the first product.
+        """Stages of weights that are under way while the ring is filled for the first time, one at least.
 
         Half of what an SM must have under way to read at the full bandwidth: while the memory is not yet
         busy its latency is half as long.  Measured on an H200: 28 to 40 KB of an SM do best.

@@ -17,9 +17,9 @@ The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of 
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
 at its index with bit 2 flipped in odd rows, so that the eight lanes of a phase read eight different banks.
 
-No more than ``burst`` stages are asked for at a time before the first product.  More than the latency of the
-memory needs would queue, and with them what this kernel waits for: the last stores of the one before it,
-without which it is not complete, and then the batch rows.
+While the ring is filled for the first time, no more than ``burst`` stages of weights are under way.  More than
+the latency of the memory needs would queue, and behind it what this kernel waits for: the last stores of the
+kernel before, which is not complete without them, and then the batch rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Stream:
     warps_k: int
     chunk: int
     stages: int
-    burst: int  # stages under way at most before the first product
+    burst: int  # stages of weights under way at most while the ring is filled
     m_tiles: int  # rows of the batch / 16
     late: bool  # whether the next kernel may start only when this one has waited
     weight_row: Callable[..., Any]
@@ -163,8 +163,10 @@ class Stream:
         """What the last warp does: it copies the rows of the batch."""
         cta, _, _ = cute.arch.block_idx()
         if cutlass.const_expr(stamps is not None):  # a piece of the weights, to note when they are there
-            weight_row, _ = self.weight_row(env, 0, first)
-            cute.copy(filling(), piece_of(w, Int64(weight_row) * self.w_pitch), piece_of(ring, 0))
+            weight_row, exists = self.weight_row(env, 0, first)
+            if exists != 0:
+                piece = piece_of(w, Int64(weight_row) * self.w_pitch)
+                cute.copy(filling(), piece, piece_of(ring, 0))
             cute.arch.cp_async_commit_group()
         x_ring = ring + self.stages * self.tiles * UNIT * self.chunk
         steps = self.k // self.chunk
