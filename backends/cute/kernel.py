@@ -15,7 +15,7 @@ from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import BOOL, DType, ScalarType, TensorType, TileType
 
 from ..gpu.names import Names
-from ..gpu.scan import lets, operands_of, reads_only, sources, sources_of, stores_in
+from ..gpu.scan import lets, operands_of, sources, sources_of, stores_in
 from ..gpu.tensors import View, multiple_of
 from ..gpu.timing import END, START
 from .beside import longest_run, statistics, wanted
@@ -25,7 +25,7 @@ from .layouts import POINTWISE, THREADS, Beside, Columns, Dealt, Layout, Planner
 from .meeting import met, read_behind
 from .order import NOTHING, Ahead, settled
 from .places import Buffers, copy_call, offset, padded_pitch, runs, vectors
-from .prefetch import Staged
+from .prefetch import Staged, trips_at_once
 from .row_values import Chains, chains
 from .rules import unsupported
 from .runs import leads, load_runs
@@ -46,7 +46,6 @@ from .waiting import (
     wait_once,
 )
 
-UNROLL = 8  # of loops that only read scalars: their loads then wait together
 
 Handler = Callable[["Kernel", Let], None]
 
@@ -270,13 +269,11 @@ class Kernel(Names):
         self.tiles = outer
         for slot in slots:
             slot.leave(self)
-        # The loads of several trips wait together where nothing in between makes the block wait
         waits = any(
             word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
         )
         if not waits:
-            unroll = UNROLL if reads_only(s.body) else 2
-            t.lines[head] = t.lines[head].replace("unroll=1", f"unroll={unroll}")
+            t.lines[head] = t.lines[head].replace("unroll=1", f"unroll={trips_at_once(s.body)}")
         if staged is not None:
             t.line("cute.arch.cp_async_wait_group(0)")
             t.line(BARRIER)

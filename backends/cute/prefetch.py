@@ -11,10 +11,10 @@ from pypto_models.ir.nodes import Bind, Block, For, If, Let, Stmt
 from pypto_models.ir.rewrite import uses
 from pypto_models.ir.types import TileType
 
-from ..gpu.scan import lets, sources, stores_in
+from ..gpu.scan import lets, reads_only, sources, stores_in
 from ..gpu.tensors import aligned_pitch
 from ..gpu.timing import ARRIVED
-from .layouts import WARPS
+from .layouts import THREADS, WARPS
 from .order import settled
 from .places import copy_call, padded_pitch, vectors
 from .scalars import DSL_TYPES
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .kernel import Kernel
 
 MOST_STAGES = 4
+FEW = 8  # registers of a thread: loads of a trip that many trips may hold at once
 
 
 @dataclass
@@ -265,3 +266,13 @@ def _staged_use(body: Block, var: Var) -> bool:
         if isinstance(s, If) and (_staged_use(s.then, var) or _staged_use(s.orelse, var)):
             return True
     return False
+
+
+def trips_at_once(body: Block) -> int:
+    """Trips of a loop without barriers that are unrolled, so that their loads wait together: as many as
+    registers allow, where a trip only reads scalars, or few elements of tiles.
+    """
+    tiles = [x.result.type for x in lets(body) if x.op.name == "load"]
+    straight = all(isinstance(s, (Let, Bind)) for s in body)
+    few = sum(t.elements for t in tiles if isinstance(t, TileType)) <= FEW * THREADS
+    return 8 if reads_only(body) or (tiles and straight and few) else 2

@@ -42,8 +42,8 @@ OWN_ROWS = (SPAN + 15) // 16 * 16  # SPAN, padded to a legal matmul height
 STEEP = 1.0e30  # slope of the causal bound: far above any score
 
 # Tile sizes of the merge; a tiling file sets them per target
-MERGE_RUNS = 2  # runs whose partials are loaded at once
-MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own
+MERGE_RUNS = 2  # runs whose partials are one tile; 1: a block takes the heads of a KV head, run by run
+MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own; for several runs
 MERGE_FROM = 2  # runs from which on a sequence is merged, 1 or 2; 1: no item takes long to finish one
 
 
@@ -259,6 +259,64 @@ def merged(
 
 
 @pl.jit.inline
+def merged_heads(
+    before: pl.Scalar[pl.INDEX],
+    runs: pl.Scalar[pl.INDEX],
+    head: pl.Scalar[pl.INDEX],
+    j: pl.Scalar[pl.INDEX],
+    part_m: pl.Tensor,
+    part_sum: pl.Tensor,
+    part_acc: pl.Tensor,
+):
+    """Attention of row j of a sequence over all its runs, of which `before` is the first: the query heads of
+    KV head `head`, [GROUP, HEAD_DIM] fp32 and rows that nobody reads, so that no two rows ever meet.
+    """
+    height = (GROUP + 7) // 8 * 8
+    if SPAN > 1:
+        live = GROUP  # the rows behind may be those of the next run, or none
+    else:
+        live = height
+    m = pl.full([height, 1], pl.FP32, LOWEST)
+    total = pl.full([height, 1], pl.FP32, 0.0)
+    acc = pl.full([height, HEAD_DIM], pl.FP32, 0.0)
+    for n in pl.range(runs):
+        row = ((before + n) * KV_HEADS + head) * GROUP_ROWS + j * GROUP
+        found_m = pl.slice(part_m, [height, 1], [row, 0], valid_shape=[live, 1])
+        found_sum = pl.slice(part_sum, [height, 1], [row, 0], valid_shape=[live, 1])
+        found_acc = pl.slice(part_acc, [height, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
+        run_m = pl.fillpad(found_m, pad_value=pl.PadValue.min)
+        new_m = pl.maximum(m, run_m)
+        old = pl.exp(pl.sub(m, new_m))
+        new = pl.exp(pl.sub(run_m, new_m))
+        total = pl.add(pl.mul(total, old), pl.mul(pl.fillpad(found_sum), new))
+        acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(pl.fillpad(found_acc), new))
+        m = new_m
+    return pl.row_expand_div(acc, total)
+
+
+@pl.jit.inline
+def put_heads(
+    done: pl.Tensor,
+    t: pl.Scalar[pl.INDEX],
+    head: pl.Scalar[pl.INDEX],
+    projected: pl.Tensor,
+    heads_out: pl.Tensor,
+):
+    """Store the query heads of KV head `head` for row `t` in `heads_out` [T Q, D]: the first GROUP rows of a
+    tile [M, D] fp32, through the gate if there is one.
+    """
+    if GATE_HEADS > 0:
+        rows = pl.tensor.dim(projected, 0)
+        heads = pl.reshape(projected, [rows * projected.shape[1] // HEAD_DIM, HEAD_DIM])
+        at = t * (projected.shape[1] // HEAD_DIM) + head * GROUP
+        gate = pl.slice(heads, [done.shape[0], HEAD_DIM], [at, 0], valid_shape=[GROUP, HEAD_DIM])
+        done = gated(done, pl.fillpad(gate))
+    else:
+        done = pl.cast(done, DTYPE, mode="rint")
+    pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [t * Q_HEADS + head * GROUP, 0])
+
+
+@pl.jit.inline
 def query_rows(s: pl.Scalar[pl.INDEX], slot_mapping: pl.Tensor, cu_q: pl.Tensor, ctx: pl.Tensor):
     """Rows of sequence `s` that one query tile takes; a constant where SPAN is 1.
 
@@ -408,17 +466,7 @@ def attention(
             place = (entry(run_table, run, 6) * KV_HEADS + head) * GROUP_ROWS
             if SPAN == 1 and MERGE_FROM > 1:
                 if begin == 0 and end * PAGE >= tokens:  # the only run of its sequence
-                    row = first * Q_HEADS + head * GROUP
-                    done = pl.row_expand_div(acc, total)
-                    if GATE_HEADS > 0:
-                        heads = pl.reshape(projected, [rows * projected.shape[1] // HEAD_DIM, HEAD_DIM])
-                        at = first * (projected.shape[1] // HEAD_DIM) + head * GROUP
-                        live = [GROUP, HEAD_DIM]
-                        gate = pl.slice(heads, [GROUP_ROWS, HEAD_DIM], [at, 0], valid_shape=live)
-                        done = gated(done, pl.fillpad(gate))
-                    else:
-                        done = pl.cast(done, DTYPE, mode="rint")
-                    pl.assemble(heads_out, pl.set_validshape(done, GROUP, HEAD_DIM), [row, 0])
+                    put_heads(pl.row_expand_div(acc, total), first, head, projected, heads_out)
                 else:
                     leave_partial(m, total, acc, place, part_m, part_sum, part_acc)
             else:
@@ -426,20 +474,28 @@ def attention(
             if begin == 0:
                 write_kv(k_new, v_new, slot_mapping, first, count, head, k_cache, v_cache)
 
-    columns = HEAD_DIM // MERGE_TILES
-    for task in pl.spmd(rows * Q_HEADS * MERGE_TILES, name_hint="attention_merge"):
-        t = task // (Q_HEADS * MERGE_TILES)
-        tile = task % (Q_HEADS * MERGE_TILES)
+    if MERGE_RUNS > 1:
+        columns = HEAD_DIM // MERGE_TILES
+    else:
+        columns = GROUP * HEAD_DIM
+    tiles = Q_HEADS * HEAD_DIM // columns
+    for task in pl.spmd(rows * tiles, name_hint="attention_merge"):
+        t = task // tiles
+        tile = task % tiles
         before = entry(row_table, t, 0)
         runs = entry(row_table, t, 1)
         j = entry(row_table, t, 2)
         if runs == 0:
             pl.assemble(out, pl.full([1, columns], DTYPE, 0.0), [t, tile * columns])
         elif j < SPAN and (SPAN > 1 or runs > 1 or MERGE_FROM == 1):
-            done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
-            if GATE_HEADS > 0:
-                done = gated(done, pl.slice(projected, [1, columns], [t, tile * columns]))
+            if MERGE_RUNS > 1:
+                done = merged(before, runs, tile, j, part_m, part_sum, part_acc)
+                if GATE_HEADS > 0:
+                    done = gated(done, pl.slice(projected, [1, columns], [t, tile * columns]))
+                else:
+                    done = pl.cast(done, DTYPE, mode="rint")
+                pl.assemble(out, done, [t, tile * columns])
             else:
-                done = pl.cast(done, DTYPE, mode="rint")
-            pl.assemble(out, done, [t, tile * columns])
+                done = merged_heads(before, runs, tile, j, part_m, part_sum, part_acc)
+                put_heads(done, t, tile, projected, heads_out)
     return out

@@ -99,7 +99,7 @@ def attention_choices(now: dict[str, Any]) -> dict[str, Any]:
         "regions": ["attention_runs", "attention", "attention_merge"],
         "KV_TILE": [tile for tile in (16, 32, 64, 128) if now["PAGE"] % tile == 0],
         "TARGET_RUNS": sorted({max(runs // 2, 1), runs, 2 * runs}),
-        "MERGE_RUNS": [8, 16],
+        "MERGE_RUNS": [1, 8, 16],
     }
 
 

@@ -10,7 +10,7 @@ from models.common.power import ATTENTION_REASONS, ONE_TOKEN_REASONS, Power
 from models.qwen3_14b.harness import LAYER
 
 POWER = Power(LAYER, ATTENTION_REASONS)
-ONE_TOKEN = Power(LAYER, ONE_TOKEN_REASONS, span=1, variant="one_token")
+ONE_TOKEN = Power(LAYER, ONE_TOKEN_REASONS, constants={"MERGE_RUNS": 1}, span=1, variant="one_token")
 
 
 def power_cases(config: str) -> list[Case]:

@@ -317,7 +317,7 @@ def paged_attention(
     target_runs: int,
     seed: int,
     dead: tuple[int, ...] = (),
-    merge_from: int = 2,
+    **merge: int,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the block and of torch `[B, Q, D]`, for sequences on shuffled pages; zeros for dead ones.
 
@@ -351,7 +351,7 @@ def paged_attention(
     for pool, slot in itertools.product(given, (x for x in slots if x >= 0)):
         pool[slot // PAGE, :, slot % PAGE] = torch.nan
     out = torch.empty(batch, Q_HEADS * HEAD_DIM)
-    entry("attention_entry", TARGET_RUNS=target_runs, MERGE_FROM=merge_from)(
+    entry("attention_entry", TARGET_RUNS=target_runs, **merge)(
         by_head(q, KV_HEADS), *new, *(pool.view(-1, HEAD_DIM) for pool in given), table,
         ints(*slots), ints(*range(batch + 1)), ints(*lengths), torch.full_like(out, torch.nan), out,
     )  # fmt: skip
@@ -367,8 +367,10 @@ def paged_attention(
     ids=lambda lengths: f"{len(lengths)}x{lengths[0]}",
 )
 @pytest.mark.parametrize("merge_from", [1, 2])
-def test_attention(lengths: list[int], target_runs: int, merge_from: int) -> None:
-    actual, expected = paged_attention(lengths, 1.0, target_runs, seed=1, merge_from=merge_from)
+@pytest.mark.parametrize("merge_runs", [1, 2, 8])
+def test_attention(lengths: list[int], target_runs: int, merge_from: int, merge_runs: int) -> None:
+    merge = {"MERGE_FROM": merge_from, "MERGE_RUNS": merge_runs}
+    actual, expected = paged_attention(lengths, 1.0, target_runs, seed=1, **merge)
     close(actual, expected, 3e-6)
 
 

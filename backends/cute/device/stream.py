@@ -17,9 +17,9 @@ The k order inside an MMA is permuted: lane (g, t) reads 16 contiguous bytes of 
 two MMAs.  Both operands use the same order, so the sum is that of the plain one.  A 16-byte piece is stored
 at its index with bit 2 flipped in odd rows, so that the eight lanes of a phase read eight different banks.
 
-While the ring is filled for the first time, no more than ``burst`` stages of weights are under way.  More
-than the latency of the memory needs would queue, and behind it what this kernel waits for: the last stores of
-the kernel before, which is not complete without them, and then the batch rows.
+While the ring is filled for the first time, no more than ``burst`` stages of weights are under way, but for
+the last one.  More than the latency of the memory needs would queue, and behind it what this kernel waits for:
+the last stores of the kernel before, which is not complete without them, and then the batch rows.
 """
 
 from __future__ import annotations
@@ -97,6 +97,13 @@ class Stream:
     def threads(self) -> int:
         """Of the warps that multiply; a CTA has 32 more."""
         return 32 * self.warps
+
+    @property
+    def paced(self) -> int:
+        """Stages that are asked for in bursts: where there are others, the one that fills the ring need not
+        wait for any.  By then the kernel before is complete, and the first product would only come later.
+        """
+        return max(self.burst + 1, self.stages - 2)
 
     @property
     def rounds(self) -> int:
@@ -300,7 +307,7 @@ class Stream:
         steps = self.k // self.chunk
         pieces = self.weight_pieces(env, first, count, tid)
         for d in cutlass.range(self.stages - 1, unroll=1):
-            if d >= self.burst:
+            if (d >= self.burst) & (d < self.paced):
                 cute.arch.cp_async_wait_group(self.burst - 1)
             if d < steps:
                 self.ask_weights(w, ring, pieces, columns, d, d)

@@ -98,6 +98,19 @@ PUT = "pl.assemble(keys, pl.slice(x, [2, 64], [0, 0]), [b * 2, 0])"
 
 
 # ------------------------------------------------------------------------------------------ loops run ahead
+@pytest.mark.parametrize(("rows", "trips"), [(8, 8), (32, 8), (40, 2), (64, 2)])
+def test_the_loads_of_many_trips_wait_together_where_they_are_few(rows: int, trips: int) -> None:
+    """At most 8 elements of a thread in a trip; there is no barrier between two of them."""
+    body = f"""for b in pl.spmd(4, name_hint='add'):
+    acc = pl.full([{rows}, 64], pl.FP32, 0.0)
+    for t in pl.range(pl.cast(pl.read(n, [b]), pl.INDEX)):
+        acc = pl.add(acc, pl.slice(z, [{rows}, 64], [t % 2, 0]))
+    pl.assemble(y, acc, [b * {rows}, 0])
+"""
+    (loop,) = re.findall(r"for t in .*unroll=(\d+)\)", text_of(lowered(body), "add"))
+    assert int(loop) == trips
+
+
 def test_the_first_loads_of_a_loop_begin_before_the_wait() -> None:
     kernel = text_of(lowered(FIRST, take()), "take")
     assert rings_before_the_wait(kernel) == 3

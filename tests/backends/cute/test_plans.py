@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -147,6 +148,14 @@ def test_a_burst_is_half_of_what_an_sm_needs_under_way(target: str, region: str)
     off = f["burst"] * stage * blocks - gpu.in_flight_bytes / 2
     assert 1 <= f["burst"] < f["stages"]
     assert abs(off) <= stage * blocks / 2 or (f["burst"] == 1 and off > 0)
+
+
+@needs_cutlass
+@pytest.mark.parametrize(("burst", "stages", "paced"), [(1, 3, 2), (1, 6, 4), (2, 7, 5), (2, 3, 3), (3, 4, 4)])
+def test_the_last_stage_of_a_ring_does_not_wait_where_others_do(burst: int, stages: int, paced: int) -> None:
+    from backends.cute.device.stream import Stream
+
+    assert Stream.paced.fget(SimpleNamespace(burst=burst, stages=stages)) == paced  # type: ignore[attr-defined]
 
 
 def test_overrides_reach_the_emitted_kernel() -> None:

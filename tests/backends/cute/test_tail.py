@@ -208,9 +208,10 @@ def test_how_many_blocks_a_core_holds(shared: int, blocks: int) -> None:
 
 
 @pytest.mark.parametrize("config", [FULL, TINY], ids=["full", "tiny"])
-def test_the_dense_layer_merges_its_attention_in_the_same_launch(config: Config) -> None:
+@pytest.mark.parametrize("merge_runs", [1, 8])
+def test_the_dense_layer_merges_its_attention_in_the_same_launch(config: Config, merge_runs: int) -> None:
     """With as many shares as the published model has: one block a core."""
-    given = constants(config, "h200") | {"TARGET_RUNS": 16, "MERGE_TILES": 1}
+    given = constants(config, "h200") | {"TARGET_RUNS": 16, "MERGE_TILES": 1, "MERGE_RUNS": merge_runs}
     module = lower(lower_for(decode_layer, (), H200, given).function, H200)
     assert count(module.launches) == 7  # with that of the final norm
     (kernel,) = (k for k in module.kernels if "arrival.arrive(" in k.text)
@@ -218,7 +219,8 @@ def test_the_dense_layer_merges_its_attention_in_the_same_launch(config: Config)
     assert "arrival.clear(" in module.kernels[0].text
     (launch,) = (x for x in module.launches if isinstance(x, Launch) and x.kernel == kernel.name)
     assert launch.grid == str(16 * config.kv_heads)
-    assert ("scalar", f"TOKENS * {config.q_heads}") in launch.arguments
+    blocks = config.kv_heads if merge_runs == 1 else config.q_heads
+    assert ("scalar", f"TOKENS * {blocks}") in launch.arguments
 
 
 # ------------------------------------------------------------------------------------ who does what, and when

@@ -67,7 +67,7 @@ def test_the_merge_of_attention_runs_where_there_is_something_to_merge() -> None
     assert kernel.index("attention_merge_wanted(") < kernel.index("attention(run_table")
     lines = body(module, "attention_merge_wanted")
     assert not any(x.startswith("if ") for x in lines) and sum("row_table" in x for x in lines) == 2
-    heads, table = FULL.q_heads, [0, 0, 0, 3, 1, 0, 4, 2, 0]  # first run, runs, row of its sequence
+    heads, table = FULL.kv_heads, [0, 0, 0, 3, 1, 0, 4, 2, 0]  # first run, runs, row of its sequence
     found = [told(module, "attention_merge_wanted", t, table) for t in range(3 * heads)]
     assert found == [True] * heads + [False] * heads + [True] * heads
 

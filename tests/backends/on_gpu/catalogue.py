@@ -48,8 +48,8 @@ ROWS = 16  # of a step of one row a sequence
 REAL_HEADS_14B = replace(TINY, hidden=512, head_dim=128, intermediate=1024, page=128, max_seq=1024)
 """The head size and group of the published model, in a narrow one."""
 
-# As many runs of attention as at the published size, so that a launch merges them in its tail
-MANY_RUNS = {"TARGET_RUNS": 33, "MERGE_TILES": 1}
+# As many runs of attention as at the published size, merged like there: in the tail of a launch
+MANY_RUNS = {"TARGET_RUNS": 33, "MERGE_RUNS": 1}
 
 # Contexts of 1, 3 and 16 sequences, in 128ths of the longest
 BATCHES = (

@@ -261,10 +261,11 @@ def run_attention(
 
 
 @pytest.mark.parametrize("target_runs", [1, 4, 64])
-def test_ragged_rows_and_dead_rows(target_runs: int) -> None:
+@pytest.mark.parametrize("merge_runs", [1, 2])
+def test_ragged_rows_and_dead_rows(target_runs: int, merge_runs: int) -> None:
     """With 64 runs every page is one: the last page of 65 tokens is hidden from seven of its eight rows."""
     step = make_step(MIXED, sizes.PAGE, before=1, after=2)
-    actual, expected = run_attention(step, 8, target_runs)
+    actual, expected = run_attention(step, 8, target_runs, MERGE_RUNS=merge_runs)
     close(actual, expected, 5e-6)
     assert not actual[step.dead].any()
 
@@ -295,10 +296,11 @@ def test_sixteen_sequences_of_eight_rows(target_runs: int) -> None:
 
 
 @pytest.mark.parametrize("span", [1, 8])
-def test_heads_of_256_in_groups_of_six(span: int) -> None:
+@pytest.mark.parametrize("merge_runs", [1, 2])
+def test_heads_of_256_in_groups_of_six(span: int, merge_runs: int) -> None:
     sequences = [(min(r, span), min(n, span), c) for r, n, c in MIXED]
     step = make_step(sequences, 64, after=1)
-    actual, expected = run_attention(step, span, 4, **{**GATED, "PAGE": 64})
+    actual, expected = run_attention(step, span, 4, **{**GATED, "PAGE": 64, "MERGE_RUNS": merge_runs})
     close(actual, expected, 5e-6)
 
 
