@@ -46,7 +46,6 @@ from .waiting import (
     wait_once,
 )
 
-
 Handler = Callable[["Kernel", Let], None]
 
 

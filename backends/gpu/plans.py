@@ -78,12 +78,12 @@ class Plan:
     @property
     def threads(self) -> int:
         """Of the warps that multiply."""
-        return self.schedule.threads
+        return self.schedule.warps * self.gpu.warp_threads
 
     @property
     def block_threads(self) -> int:
         """With the warp that copies the rows of the batch."""
-        return self.threads + self.gpu.warp_threads
+        return self.schedule.threads
 
     @property
     def burst(self) -> int:
@@ -94,7 +94,7 @@ class Plan:
         """
         assert isinstance(self.schedule.ring, Ring)
         rows = self.stream.rows * self.chunk * ELEMENT  # of the batch, not asked for as early
-        beside = -(-self.ctas // self.target.cores)  # CTAs of an SM
+        beside = 2 if self.schedule.resident and self.ctas > self.target.cores else 1  # CTAs of an SM
         stages = self.gpu.in_flight_bytes / 2 / beside / (self.schedule.ring.slot_bytes - rows)
         return max(1, min(self.stages - 1, round(stages)))
 

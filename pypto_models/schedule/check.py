@@ -33,7 +33,7 @@ def _resources(s: Schedule, target: Target, gpu: Gpu) -> Iterator[str]:
     limit = target.spaces[Mem.Mat].bytes
     if s.shared_bytes > limit:
         yield f"it takes {s.shared_bytes} bytes of shared memory, and a block has {limit}"
-    threads = s.warps * gpu.warp_threads
+    threads = (s.warps + s.copiers) * gpu.warp_threads
     if threads > gpu.block_threads or s.warps < 1:
         yield f"it has {threads} threads, and a block {gpu.warp_threads} to {gpu.block_threads}"
     elif s.registers.total > thread_registers(s.threads, gpu):

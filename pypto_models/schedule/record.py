@@ -58,7 +58,8 @@ class Ring:
     groups ahead, commit (an empty group at the end keeps the count).
 
     * owner ``warp``: only the warp that filled a slot reads it, so ``syncwarp`` is all it takes;
-    * owner ``cta``: all warps fill and read, and a CTA barrier takes its place.
+    * owner ``cta``: the warps that multiply fill in the weights, one more the rows of the batch, and a CTA
+      barrier takes its place.
 
     ``tensors`` share the ring, in the order in which they lie in it.
     """
@@ -312,8 +313,11 @@ class Stream:
 
     def _cells_of(self, nw: int) -> Iterator[tuple[int, Weight]]:
         """Granule and weight of the cells of a step that the warps ``nw`` take."""
-        for i in range(self.granules * len(self.weights)):
-            g, w = divmod(i, len(self.weights))
+        weights = range(len(self.weights))
+        cells = [(g, w) for g in range(self.granules) for w in weights]
+        if self.owner == "cta":
+            cells = [(g, w) for w in weights for g in range(self.granules)]
+        for i, (g, w) in enumerate(cells):
             if (g if self.owner == "warp" else i) % self.warps_n == nw:
                 yield g, self.weights[w]
 
@@ -399,6 +403,7 @@ class Schedule:
     """How one region runs.
 
     * ``ctas``: CTAs of the launch, at most; fewer if ``grid`` (the work items, int or run-time) is smaller.
+    * ``warps``: of a CTA, those that multiply; ``copiers``: more of them, which copy the rows of the batch.
     * ``stream`` or ``items`` hold the mapping of those two forms.
     * ``shared``: parts of the CTA's shared memory; ``registers``: of a thread; ``workspace``: global memory.
     * ``prefetch``: tensors that no task of the program writes: their first ring slots may be on the way
@@ -430,8 +435,12 @@ class Schedule:
     estimate_s: float = 0.0
 
     @property
+    def copiers(self) -> int:
+        return int(self.stream is not None and self.stream.owner == "cta")
+
+    @property
     def threads(self) -> int:
-        return 32 * self.warps
+        return 32 * (self.warps + self.copiers)
 
     @property
     def shared_bytes(self) -> int:

@@ -278,7 +278,7 @@ def _registers(s: Stream) -> Registers:
     tile = s.granule * s.rows // 32  # of one granule, per lane
     if s.owner == "cta":
         own = -(-s.granules * s.accumulators // s.warps_n)
-        pieces = -(-(s.granules * s.granule * s.accumulators + s.rows) * s.step * s.element_bytes // 16)
+        pieces = -(-s.granules * s.granule * s.accumulators * s.step * s.element_bytes // 16)
         places = 2 * -(-pieces // (32 * s.warps_n * s.warps_k))  # where each piece comes from
         x = s.rows * s.line * s.element_bytes // (4 * 32)  # all rows of a line meet a weight at once
         return Registers(own * tile, x, WEIGHT_REGISTERS // 2, 0, OTHER_REGISTERS + places)

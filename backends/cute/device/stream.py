@@ -18,8 +18,8 @@ two MMAs.  Both operands use the same order, so the sum is that of the plain one
 at its index with bit 2 flipped in odd rows, so that the eight lanes of a phase read eight different banks.
 
 While the ring is filled for the first time, no more than ``burst`` stages of weights are under way, but for
-the last one.  More than the latency of the memory needs would queue, and behind it what this kernel waits for:
-the last stores of the kernel before, which is not complete without them, and then the batch rows.
+the last one.  More than the latency of the memory needs would queue, and behind it what this kernel waits
+for: the last stores of the kernel before, which is not complete without them, and then the batch rows.
 """
 
 from __future__ import annotations

@@ -131,7 +131,8 @@ def test_the_backend_emits_the_schedule_of_the_report(target: str, region: str) 
         "warps_n": s.stream.warps_n, "warps_k": s.stream.warps_k, "chunk": s.stream.step,
         "stages": s.ring.slots, "burst": f["burst"], "m_tiles": s.stream.rows // 16,
     }  # fmt: skip
-    assert (k.threads - 32, k.shared_bytes - norm) == (s.threads, s.shared_bytes), "a warp copies the rows"
+    assert (k.threads, k.shared_bytes - norm) == (s.threads, s.shared_bytes)
+    assert s.threads == 32 * (s.warps + 1), "a warp copies the rows"
     units = -(-f["columns"] // (8 * f["ctas"])) * f["accumulators"]
     stage = (8 * units + 16 * f["m_tiles"]) * f["chunk"] * ELEMENT
     sums = f["warps_k"] * 16 * f["m_tiles"] * 8 * units * 4
@@ -144,14 +145,15 @@ def test_a_burst_is_half_of_what_an_sm_needs_under_way(target: str, region: str)
     assert gpu is not None
     units = -(-f["columns"] // (8 * f["ctas"])) * f["accumulators"]
     stage = 8 * units * f["chunk"] * ELEMENT  # of weights
-    blocks = -(-f["ctas"] // load_target(target).cores)  # of an SM
+    two = 2 * (kernels(target)[region].shared_bytes + gpu.block_reserve_bytes) <= gpu.sm_shared_bytes
+    blocks = 2 if two and f["ctas"] > load_target(target).cores else 1  # of an SM at a time
     off = f["burst"] * stage * blocks - gpu.in_flight_bytes / 2
     assert 1 <= f["burst"] < f["stages"]
     assert abs(off) <= stage * blocks / 2 or (f["burst"] == 1 and off > 0)
 
 
 @needs_cutlass
-@pytest.mark.parametrize(("burst", "stages", "paced"), [(1, 3, 2), (1, 6, 4), (2, 7, 5), (2, 3, 3), (3, 4, 4)])
+@pytest.mark.parametrize(("burst", "stages", "paced"), [(1, 3, 2), (1, 6, 4), (2, 7, 5), (2, 3, 3)])
 def test_the_last_stage_of_a_ring_does_not_wait_where_others_do(burst: int, stages: int, paced: int) -> None:
     from backends.cute.device.stream import Stream
 
