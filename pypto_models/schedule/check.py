@@ -18,6 +18,9 @@ def problems(schedule: Schedule, target: Target) -> tuple[str, ...]:
     return tuple(found)
 
 
+PARTS = 4  # of an SM, or SIMDs of a compute unit: with schedulers and registers of their own
+
+
 def gpu_of(target: Target) -> Gpu:
     if target.gpu is None:
         raise ValueError(f"{target.name} is no GPU: it has no schedules")
@@ -25,8 +28,12 @@ def gpu_of(target: Target) -> Gpu:
 
 
 def thread_registers(threads: int, gpu: Gpu) -> int:
-    """Registers that a thread may have if one CTA of ``threads`` is on an SM; they come in eights."""
-    return min(gpu.thread_registers, gpu.registers // max(threads, 1) // 8 * 8)
+    """Registers that a thread may have if one CTA of ``threads`` is on an SM; they come in eights.
+
+    Each of the PARTS of an SM has its share of them, for whole warps: of nine warps one has three.
+    """
+    of_a_part = 32 * -(-max(threads, 1) // (32 * PARTS))
+    return min(gpu.thread_registers, gpu.registers // PARTS // of_a_part // 8 * 8)
 
 
 def _resources(s: Schedule, target: Target, gpu: Gpu) -> Iterator[str]:

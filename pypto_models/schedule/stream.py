@@ -27,7 +27,7 @@ from typing import Literal
 from ..ir.types import Mem
 from ..target import Gpu, Target
 from .accounting import Traffic, stream_traffic
-from .check import gpu_of, problems
+from .check import gpu_of, problems, thread_registers
 from .contraction import Contraction
 from .overrides import Override
 from .record import Across, Finish, Part, Place, Registers, Ring, Schedule, Stream, Workspace
@@ -280,7 +280,8 @@ def _registers(s: Stream) -> Registers:
         own = -(-s.granules * s.accumulators // s.warps_n)
         pieces = -(-s.granules * s.granule * s.accumulators * s.step * s.element_bytes // 16)
         places = 2 * -(-pieces // (32 * s.warps_n * s.warps_k))  # where each piece comes from
-        x = s.rows * s.line * s.element_bytes // (4 * 32)  # all rows of a line meet a weight at once
+        held = s.rows if own > 1 else 16  # rows of a line that stay for a warp's next granule
+        x = held * s.line * s.element_bytes // (4 * 32)
         return Registers(own * tile, x, WEIGHT_REGISTERS // 2, 0, OTHER_REGISTERS + places)
     own = -(-s.granules // s.warps_n)
     accumulators = own * s.accumulators * tile
@@ -341,10 +342,9 @@ def _end(parts: list[Part]) -> int:
 
 def resident(s: Schedule, gpu: Gpu) -> bool:
     """True if two CTAs of this size fit an SM."""
-    allocated = -(-s.registers.total // 8) * 8 * s.threads
     return (
         2 * (s.shared_bytes + gpu.block_reserve_bytes) <= gpu.sm_shared_bytes
-        and 2 * allocated <= gpu.registers
+        and s.registers.total <= thread_registers(2 * s.threads, gpu)
     )
 
 
