@@ -268,6 +268,7 @@ class Kernel(Names):
         self.tiles = outer
         for slot in slots:
             slot.leave(self)
+        # The loads of several trips wait together where nothing in between makes the block wait
         waits = any(
             word in line for line in t.lines[head:] for word in ("cute.arch.", "block.copy", "block.store")
         )

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from .kernel import Kernel
 
 MOST_STAGES = 4
-FEW = 8  # registers of a thread: loads of a trip that many trips may hold at once
+FEW = 8  # elements of tiles that a thread loads in a trip, at most, for MANY_TRIPS to be unrolled
+MANY_TRIPS = 8
+SOME_TRIPS = 2
 
 
 @dataclass
@@ -269,10 +271,10 @@ def _staged_use(body: Block, var: Var) -> bool:
 
 
 def trips_at_once(body: Block) -> int:
-    """Trips of a loop without barriers that are unrolled, so that their loads wait together: as many as
-    registers allow, where a trip only reads scalars, or few elements of tiles.
+    """How many trips of a loop without barriers are unrolled, so that their loads wait together: many, where
+    a trip only reads scalars, or few elements of tiles, which stay in registers.
     """
     tiles = [x.result.type for x in lets(body) if x.op.name == "load"]
     straight = all(isinstance(s, (Let, Bind)) for s in body)
     few = sum(t.elements for t in tiles if isinstance(t, TileType)) <= FEW * THREADS
-    return 8 if reads_only(body) or (tiles and straight and few) else 2
+    return MANY_TRIPS if reads_only(body) or (bool(tiles) and straight and few) else SOME_TRIPS

@@ -76,18 +76,14 @@ class Plan:
         return self.stream.rows // 16
 
     @property
-    def threads(self) -> int:
-        """Of the warps that multiply."""
-        return self.schedule.warps * self.gpu.warp_threads
-
-    @property
     def block_threads(self) -> int:
-        """With the warp that copies the rows of the batch."""
-        return self.schedule.threads
+        """With those of the warp that copies the rows of the batch."""
+        return (self.schedule.warps + self.schedule.copiers) * self.gpu.warp_threads
 
     @property
     def burst(self) -> int:
-        """Stages of weights that are under way while the ring is filled for the first time, one at least.
+        """Stages of weights that are under way while the ring is filled for the first time, one at least, but
+        for its last stage (device/stream.py).
 
         Half of what an SM must have under way to read at the full bandwidth: while the memory is not yet
         busy its latency is half as long.  Measured on an H200: 28 to 40 KB of an SM do best.

@@ -6,8 +6,9 @@ ragged contexts as with equal ones.  The part of a share that one sequence owns 
 the runs of its share in turn; a small region before it writes them down.  A run keeps an online softmax
 (Milakov and Gimelshein, arXiv:1805.02867).  A sequence with one run writes its result; with more, each run
 leaves a partial (maximum, sum, accumulator) to merge.  A block of the merge takes one head of one row and
-many runs at once, so that a single sequence fills the cores there too.  Where a sequence may have several
-rows, the merge also brings them from one tile into token order.
+many runs at once, so that a single sequence fills the cores there too; or all heads of a KV head, run by run,
+where few blocks are better, as in the tail of a launch.  Where a sequence may have several rows, the merge
+also brings them from one tile into token order.
 
 All query rows of a sequence that read one KV head are one tile, so that a page is loaded once per head, not
 once per row.  Row j of n live rows sees the KV indices up to ctx - n + j.  The last n of a sequence are the
@@ -43,7 +44,7 @@ STEEP = 1.0e30  # slope of the causal bound: far above any score
 
 # Tile sizes of the merge; a tiling file sets them per target
 MERGE_RUNS = 2  # runs whose partials are one tile; 1: a block takes the heads of a KV head, run by run
-MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own; for several runs
+MERGE_TILES = 2  # column tiles of a head, each merged by a block of its own; only where MERGE_RUNS > 1
 MERGE_FROM = 2  # runs from which on a sequence is merged, 1 or 2; 1: no item takes long to finish one
 
 
@@ -210,6 +211,29 @@ def leave_partial(
 
 
 @pl.jit.inline
+def joined(
+    m: pl.Tensor,
+    total: pl.Tensor,
+    acc: pl.Tensor,
+    found_m: pl.Tensor,
+    found_sum: pl.Tensor,
+    found_acc: pl.Tensor,
+):
+    """The online softmax of each row, m and total [M, 1] and acc [M, D], with partials joined to it, of which
+    rows that are not valid weigh nothing.
+    """
+    run_m = pl.fillpad(found_m, pad_value=pl.PadValue.min)
+    run_sum = pl.fillpad(found_sum, pad_value=pl.PadValue.zero)
+    run_acc = pl.fillpad(found_acc, pad_value=pl.PadValue.zero)
+    new_m = pl.maximum(m, run_m)
+    old = pl.exp(pl.sub(m, new_m))
+    new = pl.exp(pl.sub(run_m, new_m))
+    total = pl.add(pl.mul(total, old), pl.mul(run_sum, new))
+    acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(run_acc, new))
+    return new_m, total, acc
+
+
+@pl.jit.inline
 def merged(
     before: pl.Scalar[pl.INDEX],
     runs: pl.Scalar[pl.INDEX],
@@ -244,15 +268,7 @@ def merged(
         found_m = pl.slice(m_by_run, [height, 1], [r, row], valid_shape=[here, 1])
         found_sum = pl.slice(sum_by_run, [height, 1], [r, row], valid_shape=[here, 1])
         found_acc = pl.slice(acc_by_run, [height, columns], [r, column], valid_shape=[here, columns])
-        run_m = pl.fillpad(found_m, pad_value=pl.PadValue.min)
-        run_sum = pl.fillpad(found_sum, pad_value=pl.PadValue.zero)
-        run_acc = pl.fillpad(found_acc, pad_value=pl.PadValue.zero)
-        new_m = pl.maximum(m, run_m)
-        old = pl.exp(pl.sub(m, new_m))
-        new = pl.exp(pl.sub(run_m, new_m))
-        total = pl.add(pl.mul(total, old), pl.mul(run_sum, new))
-        acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(run_acc, new))
-        m = new_m
+        m, total, acc = joined(m, total, acc, found_m, found_sum, found_acc)
     weight = pl.exp(pl.col_expand_sub(m, pl.row_max(pl.reshape(m, [1, height]))))
     whole = pl.row_sum(pl.reshape(pl.mul(total, weight), [1, height]))
     return pl.row_expand_div(pl.col_sum(pl.row_expand_mul(acc, weight)), whole)
@@ -269,13 +285,15 @@ def merged_heads(
     part_acc: pl.Tensor,
 ):
     """Attention of row j of a sequence over all its runs, of which `before` is the first: the query heads of
-    KV head `head`, [GROUP, HEAD_DIM] fp32 and rows that nobody reads, so that no two rows ever meet.
+    KV head `head`, the first GROUP rows of a tile [M, HEAD_DIM] fp32.
+
+    Nothing is summed over rows, so that whatever is in the others stays there.
     """
     height = (GROUP + 7) // 8 * 8
     if SPAN > 1:
-        live = GROUP  # the rows behind may be those of the next run, or none
+        live = GROUP  # the rows behind are those of another token, or lie past the end
     else:
-        live = height
+        live = height  # a partial has GROUP_ROWS, which are no fewer
     m = pl.full([height, 1], pl.FP32, LOWEST)
     total = pl.full([height, 1], pl.FP32, 0.0)
     acc = pl.full([height, HEAD_DIM], pl.FP32, 0.0)
@@ -284,13 +302,7 @@ def merged_heads(
         found_m = pl.slice(part_m, [height, 1], [row, 0], valid_shape=[live, 1])
         found_sum = pl.slice(part_sum, [height, 1], [row, 0], valid_shape=[live, 1])
         found_acc = pl.slice(part_acc, [height, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])
-        run_m = pl.fillpad(found_m, pad_value=pl.PadValue.min)
-        new_m = pl.maximum(m, run_m)
-        old = pl.exp(pl.sub(m, new_m))
-        new = pl.exp(pl.sub(run_m, new_m))
-        total = pl.add(pl.mul(total, old), pl.mul(pl.fillpad(found_sum), new))
-        acc = pl.add(pl.row_expand_mul(acc, old), pl.row_expand_mul(pl.fillpad(found_acc), new))
-        m = new_m
+        m, total, acc = joined(m, total, acc, found_m, found_sum, found_acc)
     return pl.row_expand_div(acc, total)
 
 

@@ -18,7 +18,7 @@ def problems(schedule: Schedule, target: Target) -> tuple[str, ...]:
     return tuple(found)
 
 
-PARTS = 4  # of an SM, or SIMDs of a compute unit: with schedulers and registers of their own
+PARTS = 4  # of an SM, each with registers of its own
 
 
 def gpu_of(target: Target) -> Gpu:
@@ -30,7 +30,7 @@ def gpu_of(target: Target) -> Gpu:
 def thread_registers(threads: int, gpu: Gpu) -> int:
     """Registers that a thread may have if one CTA of ``threads`` is on an SM; they come in eights.
 
-    Each of the PARTS of an SM has its share of them, for whole warps: of nine warps one has three.
+    Each of the PARTS of an SM has its share of them, for whole warps: of nine warps one part has three.
     """
     of_a_part = 32 * -(-max(threads, 1) // (32 * PARTS))
     return min(gpu.thread_registers, gpu.registers // PARTS // of_a_part // 8 * 8)

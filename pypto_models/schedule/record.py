@@ -59,7 +59,7 @@ class Ring:
 
     * owner ``warp``: only the warp that filled a slot reads it, so ``syncwarp`` is all it takes;
     * owner ``cta``: the warps that multiply fill in the weights, one more the rows of the batch, and a CTA
-      barrier takes its place.
+      barrier takes the place of ``syncwarp``.
 
     ``tensors`` share the ring, in the order in which they lie in it.
     """
@@ -403,7 +403,7 @@ class Schedule:
     """How one region runs.
 
     * ``ctas``: CTAs of the launch, at most; fewer if ``grid`` (the work items, int or run-time) is smaller.
-    * ``warps``: of a CTA, those that multiply; ``copiers``: more of them, which copy the rows of the batch.
+    * ``warps``: of a CTA, those that multiply; ``copiers``: further ones, which copy the rows of the batch.
     * ``stream`` or ``items`` hold the mapping of those two forms.
     * ``shared``: parts of the CTA's shared memory; ``registers``: of a thread; ``workspace``: global memory.
     * ``prefetch``: tensors that no task of the program writes: their first ring slots may be on the way

@@ -18,8 +18,9 @@ two MMAs.  Both operands use the same order, so the sum is that of the plain one
 at its index with bit 2 flipped in odd rows, so that the eight lanes of a phase read eight different banks.
 
 While the ring is filled for the first time, no more than ``burst`` stages of weights are under way, but for
-the last one.  More than the latency of the memory needs would queue, and behind it what this kernel waits
-for: the last stores of the kernel before, which is not complete without them, and then the batch rows.
+the last one where others have waited.  More than the latency of the memory needs would queue, and behind it
+what this kernel waits for: the last stores of the kernel before, which is not complete without them, and then
+the batch rows.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Stream:
     warps_k: int
     chunk: int
     stages: int
-    burst: int  # stages of weights under way at most while the ring is filled
+    burst: int  # stages of weights under way at most while the ring is filled, but for its last one
     m_tiles: int  # rows of the batch / 16
     late: bool  # whether the next kernel may start only when this one has waited
     weight_row: Callable[..., Any]
@@ -100,8 +101,8 @@ class Stream:
 
     @property
     def paced(self) -> int:
-        """Stages that are asked for in bursts: where there are others, the one that fills the ring need not
-        wait for any.  By then the kernel before is complete, and the first product would only come later.
+        """The first stage behind ``burst`` that does not wait for earlier ones: the last of the ring, if
+        others do.  By then the kernel before is complete as a rule, and to wait delays the first product.
         """
         return max(self.burst + 1, self.stages - 2)
 

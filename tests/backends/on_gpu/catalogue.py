@@ -48,8 +48,11 @@ ROWS = 16  # of a step of one row a sequence
 REAL_HEADS_14B = replace(TINY, hidden=512, head_dim=128, intermediate=1024, page=128, max_seq=1024)
 """The head size and group of the published model, in a narrow one."""
 
-# As many runs of attention as at the published size, merged like there: in the tail of a launch
-MANY_RUNS = {"TARGET_RUNS": 33, "MERGE_RUNS": 1}
+# More runs of attention than sequences, by model, with the merge of the published size, here in a tail
+MANY_RUNS = {
+    "qwen3_14b": {"TARGET_RUNS": 33, "MERGE_RUNS": 1},
+    "qwen3_5_27b": {"TARGET_RUNS": 33, "MERGE_RUNS": 8, "MERGE_TILES": 1},
+}
 
 # Contexts of 1, 3 and 16 sequences, in 128ths of the longest
 BATCHES = (
@@ -202,7 +205,7 @@ def step_entry(layer: Layer, on: Platform) -> Entry:
     kernel = layer.kind.kernel_for(head)
     if layer.size == "real_heads":
         read = constant_names(kernel)
-        given = {**given, **{n: v for n, v in MANY_RUNS.items() if n in read}}
+        given = {**given, **{n: v for n, v in MANY_RUNS[layer.kind.model].items() if n in read}}
     return Entry(kernel, on, given)
 
 
