@@ -259,6 +259,7 @@ ATTENTION_REASONS = {
     "acc = pl.full([GROUP_ROWS, HEAD_DIM], pl.FP32, 0.0)": _FIRST,
     "total = pl.full([height, 1], pl.FP32, 0.0)": _FIRST,
     "acc = pl.full([height, columns], pl.FP32, 0.0)": _FIRST,
+    "acc = pl.full([height, HEAD_DIM], pl.FP32, 0.0)": _FIRST,
     "q_heads = pl.slice(heads, [height, HEAD_DIM], [q_first, 0], valid_shape=[GROUP, HEAD_DIM])": _SPARE,
     "k_head = pl.slice(heads, [8, HEAD_DIM], [first + Q_HEADS + h, 0], valid_shape=[1, HEAD_DIM])": _SPARE,
     "end = pl.min((run_share + 1) * share_pages - run_page, (tokens + PAGE - 1) // PAGE)": (
@@ -282,10 +283,14 @@ ONE_TOKEN_REASONS = ATTENTION_REASONS | dict.fromkeys(
         "j = i - first",
         "pl.write(row_table, [i, 2], pl.cast(j, pl.INT32))",
         "row = head // GROUP * GROUP_ROWS + j * GROUP + head % GROUP",
+        "row = ((before + n) * KV_HEADS + head) * GROUP_ROWS + j * GROUP",
     ),
     "a sequence has one row at most",
 )
 ONE_TOKEN_REASONS |= {
+    "found_m = pl.slice(part_m, [height, 1], [row, 0], valid_shape=[live, 1])": _SPARE,
+    "found_sum = pl.slice(part_sum, [height, 1], [row, 0], valid_shape=[live, 1])": _SPARE,
+    "found_acc = pl.slice(part_acc, [height, HEAD_DIM], [row, 0], valid_shape=[live, HEAD_DIM])": _SPARE,
     "weights = pl.exp(pl.row_expand_sub(scores, new_m))": _ONLY,
     'part = pl.matmul(pl.cast(weights, DTYPE, mode="rint"), values, out_dtype=pl.FP32)': _ONLY,
 }

@@ -41,7 +41,7 @@ def groups(function: Function) -> list[tuple[str, ...]]:
 # ---------------------------------------------------------------------------------------------- the layers
 LAYERS = {  # regions that share a launch, those in the tail of another, launches with that of the final norm
     ("qwen3_14b/full", "h200"): ((("input_norm", "attention_runs"),), ["attention_merge"], 7),
-    ("qwen3_14b/full", "gb10"): ((("input_norm", "attention_runs"),), [], 8),
+    ("qwen3_14b/full", "gb10"): ((("input_norm", "attention_runs"),), ["attention_merge"], 7),
     ("qwen3_5_27b/full", "h200"): ((("input_norm", "attention_runs"),), [], 8),
     ("qwen3_5_27b/full", "gb10"): ((("input_norm", "attention_runs"),), [], 8),
     ("qwen3_5_27b/gdn", "h200"): ((("input_norm", "delta_starts"), ("gdn_gates", "gdn_conv")), [], 9),
