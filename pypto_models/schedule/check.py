@@ -8,6 +8,8 @@ from ..ir.types import Mem
 from ..target import Gpu, Target
 from .record import Schedule, Stream
 
+PARTS = 4  # of an SM, each with registers of its own
+
 
 def problems(schedule: Schedule, target: Target) -> tuple[str, ...]:
     """Every rule of the record and of the target that ``schedule`` breaks."""
@@ -16,9 +18,6 @@ def problems(schedule: Schedule, target: Target) -> tuple[str, ...]:
     if schedule.stream is not None:
         found += _stream(schedule, schedule.stream)
     return tuple(found)
-
-
-PARTS = 4  # of an SM, each with registers of its own
 
 
 def gpu_of(target: Target) -> Gpu:

@@ -137,10 +137,11 @@ class Stream:
 
     **Ring.**  A slot holds ``slot_cells`` consecutive cells of one K step; a step takes ``step_slots`` slots,
     of which the last may be partly empty.  With ``owner`` ``warp`` all of the above is as it stands: each
-    warp streams its own cells.  With ``cta`` all warps fill the cells of all granules (and x once); a step is
-    ``step`` elements of the whole slice and one slot; line l of the step belongs to the warps with
-    ``kw = l % warps_k`` instead of a contiguous part, and cell i of the step (in the order above, without x)
-    to those with ``nw = i % warps_n``, so that several accumulators balance better than whole granules.
+    warp streams its own cells.  With ``cta`` these warps fill the cells of all granules, and one more warp
+    x; a step is ``step`` elements of the whole slice and one slot; line l of the step belongs to the warps
+    with ``kw = l % warps_k`` instead of a contiguous part.  Its cells are those of all granules for the first
+    weight, then for the next; cell i belongs to the warps with ``nw = i % warps_n``, so that several
+    accumulators balance better than whole granules.
 
     Of a warp's own ring, a cell lies line by line: line l of row r at ``(l * rows + r) * line_bytes``, its
     16-byte chunk c at place ``c ^ (r % 8)``, so that ``ldmatrix`` meets no bank conflict.  In the ring of a

@@ -16,6 +16,7 @@ from pypto_models.compile import lower_for
 from pypto_models.errors import UserError
 from pypto_models.ir.types import Mem
 from pypto_models.schedule import RegionDomain, Schedule, plan, problems, stream_traffic
+from pypto_models.schedule.check import gpu_of, thread_registers
 from pypto_models.schedule.overrides import Override, load, overrides
 from pypto_models.schedule.plan import plan_all
 from pypto_models.schedule.record import Part, Ring, Workspace
@@ -163,6 +164,12 @@ def test_a_warp_of_amd_has_64_threads() -> None:
         size = 1024 // most
         assert not [x for x in allowed if "threads, and a block" in x]
         assert f"it has {(most + 1) * size} threads, and a block {size} to 1024" in refused
+
+
+@pytest.mark.parametrize(("warps", "registers"), [(1, 255), (8, 255), (9, 168), (12, 168), (18, 96), (32, 64)])
+def test_each_quarter_of_an_sm_has_registers_for_whole_warps(warps: int, registers: int) -> None:
+    """Of nine warps one quarter has three: ptxas gives a thread 168 registers, and not 65,536 / 288."""
+    assert thread_registers(32 * warps, gpu_of(H200)) == registers
 
 
 @pytest.mark.parametrize("change", [{"step": 32}, {"slot_cells": 1}, {"x_place": "shared"}])
