@@ -86,6 +86,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "=models": (),
     "models.common": ("pypto_models.language", "pypto_models.gpu", "pypto_models.errors"),
+    "models.common.tiling": (  # defaults follow from a target's cores and memory
+        "models.common", "pypto_models.language", "pypto_models.target", "pypto_models.errors",
+    ),
     **dict.fromkeys(  # the command line of a model, its comparison and the power of that
         ("models.common.harness", "models.common.frontdoor", "models.common.power", "models.common.blocks",
          "models.common.layer_blocks"),

@@ -20,12 +20,23 @@ from typing import Any
 
 import yaml
 
+import pypto_models.language as pl
 from models.common.config import DecoderConfig
 from pypto_models.errors import Diag, Span, UserError
+from pypto_models.target import Target, load_target
 
 PARTS = ("source", "schedule")
 HEIGHTS = (16, 32, 64, 128)
 """Rows of a matmul tile: that of the step, which is one tile."""
+
+MATMUL_ROWS = 16
+"""Rows of a matmul on a GPU, at least."""
+
+FEW_SHARES = 16
+"""Shares that a block merges run by run; on an H200 33 took it longer than 8 at a time."""
+
+WARP_HEAD = 128
+"""Columns of the widest head whose sums, MATMUL_ROWS rows in fp32, a warp keeps beside what it multiplies."""
 
 
 def tile_rows(rows: int) -> int:
@@ -82,6 +93,44 @@ def _source(path: Path, rows: int) -> dict[str, int]:
                     path, f"{name} stands below rows: only", "give its value for every other height too"
                 )
     return common | by_rows.get(rows, {})
+
+
+def tiles_for(
+    folder: Path, name: str, rows: int, config: DecoderConfig, published: DecoderConfig
+) -> dict[str, int]:
+    """The tile sizes of a model's `config` for a target: those of its tiling file, and at the published size
+    the defaults of attention where the file does not say how many shares it has.
+
+    `folder`, `name` and `rows` as in :func:`load_source`, whose errors it raises.
+    """
+    found = load_source(folder, name, rows)
+    if config.hidden == published.hidden and "TARGET_RUNS" not in found:
+        found = attention_tiles(load_target(name.partition(".")[0]), config) | found
+    return for_size(found, config, published)
+
+
+def attention_tiles(target: Target, config: DecoderConfig) -> dict[str, int]:
+    """Tiles of attention for long contexts, where nobody has tuned them.
+
+    On a GPU one item, a share of a KV head, for each core: one more would be a second wave.  With few shares
+    a block merges all heads of a KV head, run by run; with many that takes too long, and it merges 8 runs
+    of a part of a head at a time.  A warp takes a tile of its own, as many tokens as a matmul has rows, where
+    its registers hold the sums of a head; of wider heads all warps take a tile, as large as leaves shared
+    memory for two stages of keys and values.  Measured on one H200: docs/performance.md.
+    """
+    if target.gpu is None:
+        return {"TARGET_RUNS": max(1, 4 * target.cores // config.kv_heads), "MERGE_RUNS": 16}
+    shares = max(1, target.cores // config.kv_heads)
+    few = shares <= FEW_SHARES
+    token = 2 * 2 * 2 * config.head_dim  # bytes: two stages, keys and values, bf16
+    room = target.spaces[pl.Mem.Mat].bytes
+    wide = next((n for n in (64, 32) if n * token <= room), MATMUL_ROWS)
+    return {
+        "TARGET_RUNS": shares,
+        "KV_TILE": min(MATMUL_ROWS if config.head_dim <= WARP_HEAD else wide, config.page),
+        "MERGE_RUNS": 1 if few else 8,
+        "MERGE_TILES": 1 if few else 2,
+    }
 
 
 def for_size(tiles: dict[str, int], config: DecoderConfig, published: DecoderConfig) -> dict[str, int]:

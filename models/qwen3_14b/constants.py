@@ -55,7 +55,7 @@ def constants(
     }
     if head_rows is not None:
         values["VOCAB_ROWS"] = head_rows
-    tiles = tiling.for_size(tiling.load_source(TILING, target, height), c, FULL)
+    tiles = tiling.tiles_for(TILING, target, height, c, FULL)
     if head_rows is None:
         tiles = {name: v for name, v in tiles.items() if not name.startswith("HEAD_")}
     if c.dtype == "fp32":  # the files are written for bf16: half as many elements take the same bytes
