@@ -30,6 +30,7 @@ from ..gpu.plans import plan as plan_stream
 from ..gpu.recompute import recomputed
 from ..gpu.refusal import named
 from ..gpu.row_statistic import fused, norm_bytes
+from ..gpu.slices import sliced
 from ..gpu.tensors import View
 from ..gpu.timing import EVENTS, STAMPED, STAMPS
 from ..gpu.unroll import unrolled
@@ -98,8 +99,7 @@ class Lowering(Orchestration):
             self.names[p.var] = p.name
             self.text.taken.add(p.name)
             self.text.taken |= {x.name for d in getattr(p.var.type, "shape", ()) for x in extents_in(d)}
-        written = written_params(self.function)
-        self.constants = frozenset(p.var for p in self.function.params if p.var not in written)
+        self.constants = constants(self.function)
         self.fuse_norms()
         self.block(self.function.body, State(views, [], alias=self.roots))
         kernels, fenced = triggered(self.kernels, self.unsure)
@@ -189,7 +189,7 @@ class Lowering(Orchestration):
 
     def group(self, s: Group, state: State) -> None:
         """Regions in one launch; in launches of their own where shared memory is short."""
-        parts = [self.part(r, state) for r in s.regions if id(r) not in self.gone]
+        parts = [self.part(r, state) for r in s.regions]
         kernels = [self.by_blocks(p, next_blocks if i else first_blocks) for i, p in enumerate(parts)]
         if crowded([p.region for p in parts], kernels, self.limit):
             for r in s.regions:
@@ -316,8 +316,9 @@ class Lowering(Orchestration):
         fields = (
             f"k={product.depth}, x_pitch={expr_text(x_pitch)}, w_pitch={expr_text(w_pitch)}, "
             f"columns={plan.columns}, accumulators={plan.accumulators}, ctas={plan.ctas}, "
-            f"warps_n={plan.warps_n}, warps_k={plan.warps_k}, chunk={plan.chunk}, "
-            f"stages={plan.stages}, burst={plan.burst}, m_tiles={plan.m_tiles}, late={LATE}, "
+            f"slices={product.slices}, slice_pitch={product.slice_columns}, warps_n={plan.warps_n}, "
+            f"warps_k={plan.warps_k}, chunk={plan.chunk}, stages={plan.stages}, burst={plan.burst}, "
+            f"m_tiles={plan.m_tiles}, late={LATE}, "
             f"weight_row={name}_weight_row, finish={name}_finish"
         )
         if before is not None:
@@ -480,6 +481,22 @@ from backends.cute.device import across, arrival, block, fragments, stream
     return "\n\n".join([head, *(k.text for k in kernels)])
 
 
+def constants(function: Function) -> frozenset[Var]:
+    """The parameters that no region writes."""
+    written = written_params(function)
+    return frozenset(p.var for p in function.params if p.var not in written)
+
+
+def norms(function: Function) -> tuple[Region, ...]:
+    """The norms that products may do, if there is room."""
+
+    def product(s: Region) -> Product | None:
+        found = match(s)
+        return found if isinstance(found, Product) else None
+
+    return tuple(f.statistic.region for f in fused(function, constants(function), product))
+
+
 def lower(
     function: Function, target: Target, timing: bool = False, given: Mapping[str, Override] | None = None
 ) -> Module:
@@ -488,8 +505,9 @@ def lower(
     ``given`` fixes parts of the schedules of streamed products, by region name.
     """
     with named("cute"):
-        function, scratch = recomputed(unrolled(function))
-        function = grouped(function)
+        function = sliced(unrolled(function), given or {})
+        function, scratch = recomputed(function)
+        function = grouped(function, frozenset(map(id, norms(function))))
         kept: frozenset[int] = frozenset()
         while True:
             try:

@@ -242,11 +242,13 @@ def store(kernel: Kernel, s: Let, behind: Norm | None) -> None:
     test = " & ".join(x for x in ("live", inside(tile, place)) if x)
     # Threads that store nothing compute all the same: no branch is in the way of the next element
     value = as_type(tile.value(text, place), tile.dtype, view_dtype(view))
+    pointer = kernel.pointer(view.base)
+    where = element_at(box, kernel.write, start_of(box, kernel.write), place)
     with text.nested(f"if {test}:"):
-        text.line(
-            f"block.element({kernel.pointer(view.base)}, "
-            f"{element_at(box, kernel.write, start_of(box, kernel.write), place)})[0] = {value}"
-        )
+        if s.arg("atomic") == "add":
+            text.line(f"cute.arch.atomic_add({pointer} + ({where}), {value}, sem='relaxed', scope='gpu')")
+        else:
+            text.line(f"block.element({pointer}, {where})[0] = {value}")
         if behind is not None and s.arg("target") is behind.of.source:
             shown(kernel, behind.of.row.result, text.let("stored", value))
             term = lazily(kernel, behind.of.term, behind.of.total.args[0])  # type: ignore[arg-type]

@@ -57,9 +57,12 @@ class Touched:
         return Touched(self.reads | other.reads, self.writes | other.writes)
 
 
-def grouped(function: Function) -> Function:
-    """The function with its groups; what a region reads and writes, and in which order, stays."""
-    return replace(function, body=_Grouping(function).block(function.body))
+def grouped(function: Function, apart: frozenset[int] = frozenset()) -> Function:
+    """The function with its groups; what a region reads and writes, and in which order, stays.
+
+    ``apart``: regions, by identity, that share no launch, since they may need none (row_statistic.py).
+    """
+    return replace(function, body=_Grouping(function, apart).block(function.body))
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ class Facts:
 
 
 class _Grouping:
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: Function, apart: frozenset[int]) -> None:
         self.roots = roots(function)
+        self.apart = apart
         self.origin: dict[Var, Stmt] = {}  # of what the orchestration works out, by variable
         self.note(function.body)
 
@@ -145,7 +149,8 @@ class _Grouping:
         regions = tuple(x for x in inside if isinstance(x, Region))
         if regions:  # a kernel works out again the scalars that it needs
             found |= Touched(self.behind(needs))
-        if not isinstance(s, Region | Group) or any(isinstance(match(r), Product) for r in regions):
+        alone = any(id(r) in self.apart or isinstance(match(r), Product) for r in regions)
+        if alone or not isinstance(s, Region | Group):
             return Facts(s, needs, defines, found)
         return Facts(
             s, needs, defines, found, regions, sum(map(self.blocks, regions)), sum(map(large, regions))

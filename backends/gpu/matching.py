@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pypto_models.ir.expr import Binary, Const, Expr, Var, as_dim, index
-from pypto_models.ir.nodes import Block, For, If, Let, LoopKind, Region
+from pypto_models.ir.expr import Binary, Const, Expr, Var, as_dim, binary, index
+from pypto_models.ir.nodes import Bind, Block, For, If, Let, LoopKind, Region
 from pypto_models.ir.types import BF16, FP32, Dim, TileType
 
 UNIT = 8
@@ -37,6 +37,20 @@ class Product:
     results: tuple[Var, ...]
     before: Block  # of the region, ahead of the K loop
     epilogue: Block
+    slices: int = 1  # of K, ``depth`` elements each: block b has slice b // (blocks / slices)
+
+    @property
+    def slice_columns(self) -> int:
+        """Of the blocks of one slice; their number is constant."""
+        assert isinstance(self.blocks, Const)
+        return int(self.blocks.value) // self.slices * self.width
+
+
+@dataclass(frozen=True)
+class Sliced(Region):
+    """A region whose blocks have one slice of K after another: what slices.py makes of a product."""
+
+    slices: int = 1
 
 
 def match(region: Region) -> Product | str:
@@ -53,8 +67,6 @@ def match(region: Region) -> Product | str:
         if not isinstance(s, Let) or s.op.name not in LAZY:
             what = s.op.name if isinstance(s, Let) else type(s).__name__
             return f"line {s.span.line}: {what} is not elementwise"
-        if s.op.name == "store" and s.arg("atomic") == "add":
-            return f"line {s.span.line}: it adds to what others store"
     if (
         loop.kind not in (LoopKind.PIPELINE, LoopKind.RANGE)
         or loop.start != index(0)
@@ -114,7 +126,12 @@ def match(region: Region) -> Product | str:
         or any(w.args[0] is not weights[0].args[0] for w in weights)
     ):
         return "its tile is not of 16 to 128 rows, or its weights are in different tensors"
-    along = Binary("*", loop.var, Const(step)) if step != 1 else loop.var
+    along: Expr = Binary("*", loop.var, Const(step)) if step != 1 else loop.var
+    depth = int(loop.stop.value) * step
+    slices = region.slices if isinstance(region, Sliced) else 1
+    start = slice_start(before, region, depth) if slices > 1 else None
+    if start is not None:
+        along = binary("+", start, along)
     for load in (x, *weights):
         at = load.arg("offset")
         if (
@@ -133,7 +150,13 @@ def match(region: Region) -> Product | str:
             return f"line {load.span.line}: a ragged contraction"
     if x.arg("offset")[0] != index(0):
         return "its rows do not start at 0"
-    depth = int(loop.stop.value) * step
+    for s in after:
+        if isinstance(s, Let) and s.op.name == "store":
+            stored = s.arg("source").type  # type: ignore[union-attr]
+            if stored.shape != (height, wt.shape[0]):
+                return f"line {s.span.line}: it stores a tile of another shape"
+            if s.arg("atomic") == "add" and stored.dtype != FP32:
+                return f"line {s.span.line}: it adds to what others store, and not in fp32"
     return Product(
         region.block,
         region.count,
@@ -145,4 +168,16 @@ def match(region: Region) -> Product | str:
         tuple(results),
         before,
         after,
+        slices,
     )
+
+
+def slice_start(before: Block, region: Region, depth: int) -> Var | None:
+    """The variable of ``block // n * depth``, where the slice of a block begins."""
+    binds = {s.var: s.value for s in before if isinstance(s, Bind)}
+    for start, value in binds.items():
+        if isinstance(value, Binary) and (value.op, value.rhs) == ("*", Const(depth)):
+            cut = binds.get(value.lhs) if isinstance(value.lhs, Var) else None
+            if isinstance(cut, Binary) and (cut.op, cut.lhs) == ("//", region.block):
+                return start
+    return None

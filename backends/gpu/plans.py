@@ -123,15 +123,23 @@ def plans(
     found = facts(product)
     if found is None:
         return "the number of its blocks is only known at run time"
-    given = given.at(found.rows, found.n, found.k)
+    # A part of a cut product has the schedule that cut it, though its columns may count otherwise
+    given = given.at(found.rows, found.n, found.k) if product.slices == 1 else given.of_any_size()
+    if (given.number("slices") or 1) != product.slices:
+        return "K is cut only of products that run once and always"
     room = max(s.bytes for s in target.spaces.values() if s.align == 16) - RESERVED
     ranked = ranking(region, line, found, target, given)
-    fitting = tuple(Plan(s, target) for s in ranked if s.shared_bytes <= room and s.grid == s.ctas)
+    fitting = tuple(Plan(s, target) for s in ranked if s.shared_bytes <= room and _alone(s))
     if ranked and not fitting:
         first = ranked[0]
         taken = f"it takes {first.shared_bytes} bytes of shared memory, and a block has {room}"
-        return taken if first.grid == first.ctas else f"{first.ctas} CTAs walk over {first.grid} units"
+        return taken if _alone(first) else f"{first.ctas} CTAs walk over {first.grid} units"
     return fitting or refusal(region, line, found, target, given)
+
+
+def _alone(s: Schedule) -> bool:
+    """Whether a CTA has one unit, of one slice."""
+    return s.stream is not None and s.grid == s.stream.walkers
 
 
 def facts(product: Product) -> Contraction | None:
@@ -148,8 +156,9 @@ def facts(product: Product) -> Contraction | None:
     x = product.x.args[0]
     assert isinstance(x, Var)
     return Contraction(
-        tuple(weights), x.name, "k", False, product.rows, columns(product, int(product.blocks.value)),
-        product.depth, ELEMENT, (),
+        tuple(weights), x.name, "k", False, product.rows,
+        columns(product, int(product.blocks.value) // product.slices),
+        product.depth * product.slices, ELEMENT, (),
     )  # fmt: skip
 
 

@@ -99,7 +99,9 @@ def form_of(
     given = given.at(found.rows, found.n, found.k)
     if best := ranked(found, target, region, line, given):
         return best[0]
-    if ranking(region, line, found, target, given):
+    if (given.number("slices") or 1) > 1:
+        why = "Triton's products take whole K"
+    elif ranking(region, line, found, target, given):
         why = (
             "Triton holds no such tiles: powers of two, 256 weight rows at most, in shared memory of a block"
         )

@@ -84,6 +84,10 @@ class Override:
         values = dict(self.values)
         if any(values.get(name, size) != size for name, size in sizes.items()):
             return replace(self, values=())
+        return self.of_any_size()
+
+    def of_any_size(self) -> Override:
+        """What it fixes, whatever the product."""
         return replace(self, values=tuple((key, v) for key, v in self.values if key not in SIZES))
 
     def error(self, why: str, fix: str) -> UserError:

@@ -1,9 +1,9 @@
 """Schedules of contractions: enumerate the legal ones, estimate each, keep the best.
 
-There are two ranks of candidates.  First, where rows of weights allow it, one ring of the CTA for whole K,
-with x beside the weights in it: on one H200 this was the fastest for every projection of a decode layer, and
-backends emit it.  The rest, with K slices, x in registers or rings of the warps, is for what the first rank
-cannot do, and on request.
+There are two ranks of candidates.  First, where rows of weights allow it, one ring of the CTA for whole K, or
+for as many slices as are asked for, with x beside the weights in it: whole, this was the fastest on one H200
+for every projection of a decode layer, and backends emit it.  The rest, with x in registers or rings of the
+warps, is for what the first rank cannot do, and on request.
 
 The estimate knows what was measured to matter: bytes over the read bandwidth, what the ring keeps in flight,
 the surplus of the busiest core, x and partial sums through L2, a warp's work on a line, the way of the last
@@ -117,24 +117,27 @@ def refusal(region: str, line: int, facts: Contraction, target: Target, given: O
 
 
 def one_ring(p: Problem, given: Override) -> Iterator[Schedule]:
-    """One ring of the CTA for whole K; the columns of a CTA are one unit, in as many waves as they need."""
-    wanted: dict[str, object] = {"owner": "cta", "x": "ring", "slices": 1, "batch": "m"}
+    """One ring of the CTA, for whole K unless slices are asked for; the columns of a CTA are one unit, in as
+    many waves as they need.
+    """
+    wanted: dict[str, object] = {"owner": "cta", "x": "ring", "batch": "m"}
     major, size = p.facts.weights[0].major, p.facts.element_bytes
     if major != "k" or size > 2 or any(given.get(k) not in (None, v) for k, v in wanted.items()):
         return
     granule = _granule(p, given)
     granules = -(-p.facts.n // granule)
-    for warps_n, warps_k in _warps(p, given, (0, p.facts.k)):
+    slices = given.number("slices") or 1
+    cuts = tuple(p.facts.k * i // slices for i in range(slices + 1))
+    for warps_n, warps_k in _warps(p, given, cuts):
         whole = warps_n * warps_k == WARPS or given.number("warps_n") or given.number("warps_k")
-        if not whole or p.facts.k % (given.number("step") or p.line * warps_k):
+        if not whole or p.facts.k % (slices * (given.number("step") or p.line * warps_k)):
             continue
         seen = set()
         for passes in PASSES:
-            walkers = min(given.number("walkers") or p.target.cores * passes, granules)
+            walkers = min(given.number("walkers") or max(p.target.cores * passes // slices, 1), granules)
             columns = given.number("columns") or -(-p.facts.n // walkers)
             if (walkers, columns) not in seen:
                 seen.add((walkers, columns))
-                cuts = (0, p.facts.k)
                 yield _schedule(p, given, cuts, (warps_n, warps_k), "ring", columns, "cta", walkers)
 
 

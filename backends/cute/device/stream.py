@@ -65,6 +65,8 @@ class Stream:
     columns: int
     accumulators: int
     ctas: int
+    slices: int  # of K, ``k`` elements each; CTA b has slice b % slices
+    slice_pitch: int  # columns from one slice to the next: those of whole blocks
     warps_n: int
     warps_k: int
     chunk: int
@@ -83,7 +85,12 @@ class Stream:
 
     @property
     def units_per_cta(self) -> int:
-        return -(-self.columns // (self.ctas * UNIT))
+        return -(-self.columns // (self.ctas // self.slices * UNIT))
+
+    @property
+    def last(self) -> int:
+        """The last column of the last slice."""
+        return (self.slices - 1) * self.slice_pitch + self.columns - 1
 
     @property
     def tiles(self) -> int:
@@ -143,14 +150,17 @@ class Stream:
         self.stamp(stamps, cta, START)
         if cutlass.const_expr(not self.late):
             cute.arch.griddepcontrol_launch_dependents()
-        base, extra = self.columns // self.ctas, self.columns % self.ctas
-        first = cta * base + min(cta, Int32(extra))
+        walkers = self.ctas // self.slices
+        walker, part = cta // self.slices, cta % self.slices
+        base, extra = self.columns // walkers, self.columns % walkers
+        first = walker * base + min(walker, Int32(extra)) + part * self.slice_pitch
         count = Int32(base)
-        if cta < extra:
+        if walker < extra:
             count = count + 1
         smem = utils.SmemAllocator()
         ring = smem.allocate_tensor(BFloat16, cute.make_layout(self.shared_elements), 128).iterator
-        x, w = x.align(16), w.align(16)
+        start = cute.assume(Int64(part) * self.k, divby=8)
+        x, w = x.align(16) + start, w.align(16) + start
         if cute.arch.make_warp_uniform(tid // 32) == self.warps:
             self.copy_rows(x, w, ring, rows, env, first, stamps)
         else:
@@ -343,7 +353,7 @@ class Stream:
                 for i in cutlass.range_constexpr(self.rounds):
                     row, column = self.place(tid, i, p)
                     live = (row < min(rows, Int32(self.m_tiles * M))) & (column < count)
-                    found = self.gather(env, row, min(first + column, Int32(self.columns - 1)), live)
+                    found = self.gather(env, row, min(first + column, Int32(self.last)), live)
                     for n in cutlass.range_constexpr(len(self.gathered)):
                         held[n][i, p] = found[n]
 
@@ -453,7 +463,7 @@ class Stream:
                     _, column = self.place(tid, i, p)
                     own = [x[i, p] for x in held]
                     # Evaluated where nothing is stored, too: at a column that exists
-                    existing = min(first + column, Int32(self.columns - 1))
+                    existing = min(first + column, Int32(self.last))
                     self.finish(env, row, existing, column < count, total[None, i], own, sums[None, p])
         if cutlass.const_expr(sums_to is not None):
             self.leave_sums(sums, sums_to, cta)

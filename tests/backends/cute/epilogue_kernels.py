@@ -74,6 +74,32 @@ def added(
 
 
 @pl.jit
+def counted(
+    x: pl.Tensor[[TOKENS, DEPTH], pl.BF16],
+    weight: pl.Tensor[[WIDTH, DEPTH], pl.BF16],
+    y: pl.InOut[pl.Tensor[[TOKENS, WIDTH], pl.INT32]],
+):
+    """y += x @ weight^T as integers, atomically."""
+    for n in pl.spmd(BLOCKS, name_hint="counted"):
+        whole = pl.cast(product(x, weight, n), pl.INT32, mode="rint")
+        pl.assemble(y, whole, [0, n * 8], atomic=pl.AtomicType.Add)
+
+
+@pl.jit
+def copied(
+    x: pl.Tensor[[TOKENS, DEPTH], pl.BF16],
+    weight: pl.Tensor[[WIDTH, DEPTH], pl.BF16],
+    bias: pl.Tensor[[1, WIDTH], pl.FP32],
+    sums: pl.InOut[pl.Tensor[[1, WIDTH], pl.FP32]],
+    y: pl.Out[pl.Tensor[[TOKENS, WIDTH], pl.FP32]],
+):
+    """y = x @ weight^T, and sums += bias, which is one row."""
+    for n in pl.spmd(BLOCKS, name_hint="copied"):
+        pl.assemble(y, product(x, weight, n), [0, n * 8])
+        pl.assemble(sums, pl.slice(bias, [1, 8], [0, n * 8]), [0, n * 8], atomic=pl.AtomicType.Add)
+
+
+@pl.jit
 def cut(
     x: pl.Tensor[[TOKENS, DEPTH], pl.BF16],
     weight: pl.Tensor[[WIDTH, DEPTH], pl.BF16],

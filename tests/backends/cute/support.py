@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import pytest
 
 import pypto_models.language as pl
 from backends.cute.lower import lower
-from backends.gpu.module import Module
+from backends.gpu.module import KernelSource, Module
 from backends.gpu.toolchain import MachineCode, Resources, Results, Unit
 from pypto_models.backend import Progress
 from pypto_models.compile import lower_for
@@ -81,6 +82,12 @@ def module_of(kernel: pl.Kernel, target: str = "h200", **constants: object) -> M
     """The lowered kernel."""
     loaded = load_target(target)
     return lower(lower_for(kernel, (), loaded, constants).function, loaded)
+
+
+def fields(k: KernelSource) -> dict[str, int]:
+    """What an emitted kernel of a streamed product passes to its skeleton."""
+    (call,) = re.findall(r"stream\.Stream\((.*?)\)\.run", k.text)
+    return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", call)}
 
 
 @dataclass

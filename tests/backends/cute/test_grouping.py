@@ -20,7 +20,7 @@ from backends.gpu.unroll import unrolled
 from backends.sim.machine import Machine
 from pypto_models.compile import lower_for, lower_function
 from pypto_models.errors import UserError
-from pypto_models.ir.nodes import Block, Function, Stmt
+from pypto_models.ir.nodes import Block, Function, Region, Stmt
 from pypto_models.ir.rewrite import Rewriter, walk
 from pypto_models.passes.task_graph import build
 from pypto_models.target import load_target
@@ -159,6 +159,14 @@ def test_it_takes_the_launch_with_fewer_blocks_or_the_nearer(first: int, second:
     a, b = (f"for i in pl.spmd({n}, " for n in (first, second))
     body = neg("a", "x", "y", head=a), neg("b", "y", "z", head=b), neg("c", "x", "w")
     assert groups(grouped(parsed(*body))) == [(joined, "c")]
+
+
+def test_what_is_to_be_apart_shares_with_nobody() -> None:
+    """It may need no launch at all."""
+    function = parsed(A, neg("b", "x", "z"), neg("c", "x", "w"))
+    first, second, _ = (s for s in function.body if isinstance(s, Region))
+    assert groups(grouped(function, frozenset({id(first)}))) == [("b", "c")]
+    assert groups(grouped(function, frozenset({id(second)}))) == [("a", "c")]
 
 
 # -------------------------------------------------------------------------------------------- all programs

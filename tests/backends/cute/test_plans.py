@@ -6,7 +6,6 @@ schedules that the planner reports for the same program.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,7 +33,7 @@ from pypto_models.schedule import Schedule, stream_traffic
 from pypto_models.schedule.overrides import overrides
 from pypto_models.target import Target, load_target
 
-from .support import needs_cutlass, project, twice
+from .support import fields, needs_cutlass, project, twice
 
 TARGETS = ("h200", "gb10")
 PRODUCTS = ("qkv_proj", "out_proj", "gate_up_silu", "down_proj", "lm_head")
@@ -58,12 +57,6 @@ def kernels(target: str) -> dict[str, KernelSource]:
 
 def schedule(target: str, region: str) -> Schedule:
     return next(s for s in layer(target).schedules() if s.region == region)
-
-
-def fields(k: KernelSource) -> dict[str, int]:
-    """What the emitted kernel passes to its skeleton."""
-    (call,) = re.findall(r"stream\.Stream\((.*?)\)\.run", k.text)
-    return {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", call)}
 
 
 def norm_bytes(f: dict[str, int]) -> int:
@@ -99,6 +92,7 @@ def test_each_weight_byte_is_read_once_in_whole_lines(target: str, region: str) 
     f, w = fields(kernels(target)[region]), weights(target, region)
     assert f["w_pitch"] * ELEMENT == w.row_bytes and w.row_bytes % LINE == 0
     assert f["columns"] * f["accumulators"] == w.rows, "every weight row belongs to one CTA"
+    assert f["slices"] == 1, "nobody asked for more"
     assert f["k"] * ELEMENT == w.row_bytes and f["k"] % f["chunk"] == 0, "and is read to its end, once"
     assert f["chunk"] * ELEMENT % (LINE * f["warps_k"]) == 0, "in whole lines, of which each warp has its own"
 
@@ -126,7 +120,8 @@ def test_the_backend_emits_the_schedule_of_the_report(target: str, region: str) 
     assert s.stream.owner == "cta" and s.stream.units == s.ctas, "as device/stream.py runs it"
     norm = norm_bytes(f) if region == "gate_up_silu" else 0  # it does the norm of its rows
     assert f == {
-        "k": s.stream.k, "x_pitch": f["x_pitch"], "w_pitch": s.stream.weights[0].pitch_bytes // ELEMENT,
+        "k": s.stream.k, "slices": s.stream.slices, "slice_pitch": f["slice_pitch"], "x_pitch": f["x_pitch"],
+        "w_pitch": s.stream.weights[0].pitch_bytes // ELEMENT,
         "columns": s.stream.n, "accumulators": s.stream.accumulators, "ctas": s.ctas,
         "warps_n": s.stream.warps_n, "warps_k": s.stream.warps_k, "chunk": s.stream.step,
         "stages": s.ring.slots, "burst": f["burst"], "m_tiles": s.stream.rows // 16,
@@ -191,7 +186,7 @@ def test_a_tiling_file_beside_the_kernel_holds(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"slots": 99}, "bytes of shared memory, and a block has 232448"),
-        ({"slices": 2}, "project cannot be streamed like this: whole K steps of one ring"),
+        ({"slices": 2, "step": 384}, "project: a slice of 256 elements of K is no multiple of a step of 384"),
         ({"owner": "warp"}, "project cannot be streamed like this: whole K steps of one ring"),
         ({"step": 192}, "project cannot be streamed like this: whole K steps of one ring"),
         ({"columns": 4, "walkers": 32}, "32 CTAs walk over 64 units"),

@@ -9,7 +9,7 @@ import pytest
 import pypto_models.language as pl
 from backends.cute.streaming import used
 
-from .epilogue_kernels import added, cut, epilogues
+from .epilogue_kernels import added, copied, counted, cut, epilogues
 from .support import module_of
 from .tail_sources import functions
 
@@ -43,8 +43,20 @@ def test_lines_that_nothing_reads_go() -> None:
     assert "first" not in functions(module_of(epilogues))["apart_finish"]
 
 
+def test_sums_are_added_once_for_each_element() -> None:
+    lines = functions(module_of(added))["added_finish"].splitlines()
+    (guard,) = (i for i, x in enumerate(lines) if x.strip().startswith("if "))
+    (atomic,) = (i for i, x in enumerate(lines) if "cute.arch.atomic_add(y" in x)
+    assert atomic == guard + 1 and "live" in lines[guard]
+
+
 @pytest.mark.parametrize(
-    ("kernel", "why"), [(added, "it adds to what others store"), (cut, "extract is not elementwise")]
+    ("kernel", "why"),
+    [
+        (counted, "it adds to what others store, and not in fp32"),
+        (copied, "it stores a tile of another shape"),
+        (cut, "extract is not elementwise"),
+    ],
 )
 def test_what_is_no_epilogue_runs_block_by_block(kernel: pl.Kernel, why: str) -> None:
     (made,) = module_of(kernel).kernels

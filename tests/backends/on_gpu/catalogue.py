@@ -5,6 +5,8 @@ layers/<model>/<layer>/<size>/<dtype>/span     several rows of a sequence
 gb10/<model>/<layer>/<size>/<dtype>/step       the step with CuTe's schedule for gb10, for this GPU
 blocks/<model>/<size>/<dtype>/<kernel>
 small/<kernel>
+sliced/product/<across>                        a small product whose K is cut across CTAs
+sliced/<model>/<layer>/<size>/<dtype>/<across> the step, K of all its products cut
 """
 
 from __future__ import annotations
@@ -29,21 +31,25 @@ from models.qwen3_14b.config import TINY
 from models.qwen3_14b.power import POWER
 from pypto_models.compile import platform_name, resolve_platform, tiling_name
 from pypto_models.language.parameters import constant_names
+from pypto_models.schedule.overrides import Override, overrides
 from pypto_models.target import Target, load_target
 
-from ..cute.epilogue_kernels import epilogues
+from ..cute.epilogue_kernels import added, epilogues
 from ..cute.function_kernels import functions
 from ..cute.norm_kernels import norm_between
 from ..cute.sharing_kernels import around_a_stream, three_apart
+from ..cute.slice_kernels import gated_product
 from ..cute.support import project, shifted, twice, two_regions
 from ..cute.tail_kernels import halves_where_asked, sums_and_halves
 
 SMALL = (
     twice, two_regions, project, shifted, around_a_stream, three_apart, norm_between, sums_and_halves,
-    halves_where_asked, epilogues, functions,
+    halves_where_asked, epilogues, added, functions,
 )  # fmt: skip
 GB10 = "gb10"
 ROWS = 16  # of a step of one row a sequence
+ACROSS = ("workspace", "red")  # how sums of K slices meet
+SLICED = ("qkv_proj", "out_proj", "gate_up_silu", "down_proj")
 
 REAL_HEADS_14B = replace(TINY, hidden=512, head_dim=128, intermediate=1024, page=128, max_seq=1024)
 """The head size and group of the published model, in a narrow one."""
@@ -143,6 +149,7 @@ class Entry:
     kernel: pl.Kernel
     platform: Platform
     constants: Mapping[str, Any]
+    schedules: Mapping[str, Override] | None = None  # in the place of those of its tiling file
 
 
 def _powers(size: str) -> tuple[Ragged, ...]:
@@ -236,6 +243,27 @@ def as_gb10(on: Platform) -> Platform:
     return replace(on, target=replace(load_target(GB10), arch=on.target.arch))
 
 
+def not_sliced(on: Platform) -> str | None:
+    """Why K is cut across the CTAs of no product, or None."""
+    return None if on.backend.name == "cute" else f"products of {on.backend.name} take whole K"
+
+
+def sliced_product(on: Platform, across: str) -> Entry:
+    """A product with two accumulators, in four slices."""
+    return Entry(gated_product, on, {}, overrides({"product": {"slices": 4, "across": across}}))
+
+
+def sliced_step(layer: Layer, on: Platform, across: str) -> Entry:
+    """A step whose products are all cut in two."""
+    cut = {region: {"slices": 2, "across": across} for region in SLICED}
+    return replace(step_entry(layer, on), schedules=overrides(cut))
+
+
+def sliced_layers() -> dict[str, Layer]:
+    """Those in bf16: products in fp32 are not streamed."""
+    return {name: layer for name, layer in layers().items() if layer.config.dtype == "bf16"}
+
+
 def entries(on: Platform) -> Iterator[tuple[str, Entry]]:
     """Every program, by the folder of its bundle."""
     for kernel in SMALL:
@@ -250,3 +278,8 @@ def entries(on: Platform) -> Iterator[tuple[str, Entry]]:
         for name, layer in (layers() | full_layers()).items():
             if layer.config.dtype == "bf16":
                 yield f"gb10/{name}/step", step_entry(layer, as_gb10(on))
+    if not_sliced(on) is None:
+        for across in ACROSS:
+            yield f"sliced/product/{across}", sliced_product(on, across)
+            for name, layer in sliced_layers().items():
+                yield f"sliced/{name}/{across}", sliced_step(layer, on, across)

@@ -49,7 +49,7 @@ class Lowered:
 def lowered(name: str, entry: Entry) -> Lowered:
     """Raises UserError where an op has no lowering."""
     target, backend = entry.platform.target, entry.platform.backend
-    found = lower_for(entry.kernel, (), target, entry.constants, backend=backend)
+    found = lower_for(entry.kernel, (), target, entry.constants, schedules=entry.schedules, backend=backend)
     module = backend.lower(found.function, target, given=found.overrides)
     return Lowered(name, found.function, target, module)
 

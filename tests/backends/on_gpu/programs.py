@@ -77,7 +77,8 @@ def load(name: str, entry: Entry, folder: Path | None = None) -> Compiled:
     Raises BundleError for a bundle that is missing, damaged, or of other sources than these.
     """
     target, backend = entry.platform.target, entry.platform.backend
-    compiled = lower_for(entry.kernel, (), target, entry.constants, backend=backend)
+    given = entry.schedules
+    compiled = lower_for(entry.kernel, (), target, entry.constants, schedules=given, backend=backend)
     if folder is None:
         return Compiled(compiled, backend.build(compiled))
     source = backend.emit(compiled)
@@ -154,6 +155,7 @@ class Replayed:
 
     program: Program
     capture: Callable[[Callable[[], object]], Callable[[], None]] = cuda_graph
+    device: str = "cuda"
     buffers: list[Tensor] = field(default_factory=list)
     replay: Callable[[], None] | None = None
     replays: int = 0

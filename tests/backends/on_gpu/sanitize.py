@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from .catalogue import layers, span_entry, step_entry
+from .catalogue import ACROSS, Platform, layers, not_sliced, sliced_step, span_entry, step_entry
 from .programs import gpu_platform, load
 
 TOOLS = ("memcheck", "initcheck", "racecheck")
@@ -31,7 +31,7 @@ OF_A_TOOL = {"memcheck": ("--report-api-errors", "no"), "racecheck": ("--raceche
 LIMIT_S = 120
 PRINTED = 200  # reports of a run, at most
 RAN = "the program has run"
-KINDS = ("step", "span")
+KINDS = ("step", "span", *ACROSS)
 
 
 Report = tuple[str, str, str]
@@ -136,13 +136,16 @@ def sanitize(tool: str, name: str, folder: Path, limit: float) -> Run:
 def run_one(name: str, folder: Path) -> None:
     """The program ``<layer>/<kind>`` on a step of three sequences, one of them dead, in this process."""
     layer_name, _, kind = name.rpartition("/")
-    layer = layers()[layer_name]
-    make = step_entry if kind == "step" else span_entry
-    program = load(f"layers/{name}", make(layer, gpu_platform(folder)), folder)
-    tokens = 1 if kind == "step" else [1, layer.power.span, 2]
+    layer, on = layers()[layer_name], gpu_platform(folder)
+    if kind in ACROSS:
+        program = load(f"sliced/{name}", sliced_step(layer, on, kind), folder)
+    else:
+        make = span_entry if kind == "span" else step_entry
+        program = load(f"layers/{name}", make(layer, on), folder)
+    span = layer.power.span if kind == "span" else 1
     tensors = layer.kind.make_inputs(
-        layer.config, 3, "ragged", tokens=tokens, span=1 if kind == "step" else layer.power.span,
-        lm_head="single" if kind == "step" else "skip", dead_rows={1: "all"},
+        layer.config, 3, "ragged", tokens=[1, span, 2] if kind == "span" else 1, span=span,
+        lm_head="skip" if kind == "span" else "single", dead_rows={1: "all"},
     )  # fmt: skip
     given = [tensors[p.name].cuda() for p in program.params]
     program(*given)
@@ -153,10 +156,11 @@ def run_one(name: str, folder: Path) -> None:
     print(RAN)
 
 
-def names() -> list[str]:
+def names(on: Platform) -> list[str]:
     """The programs that are examined: the smallest size, bf16."""
     tiny = [n for n, layer in layers().items() if layer.size == "tiny" and layer.config.dtype == "bf16"]
-    return [f"{n}/{kind}" for kind in KINDS for n in tiny]
+    kinds = [k for k in KINDS if k not in ACROSS or not_sliced(on) is None]
+    return [f"{n}/{kind}" for kind in kinds for n in tiny]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -175,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     runs = []
     for tool in options.tools.split(","):
-        for name in names():
+        for name in names(gpu_platform(options.folder)):
             runs.append(sanitize(tool, name, options.folder, options.limit))
             print(runs[-1].line(), flush=True)
     return summarise(runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ..cute.epilogue_kernels import BLOCKS, DEPTH, WIDTH, epilogues
+from ..cute.epilogue_kernels import BLOCKS, DEPTH, WIDTH, added, epilogues
 from .catalogue import Entry
 from .programs import program_of
 
@@ -36,3 +36,18 @@ def test_every_element_is_finished_once(rows: int) -> None:
     for t, (name, exact) in zip(held, want.items(), strict=True):
         torch.testing.assert_close(t[:rows].double().cpu(), exact, rtol=1e-5, atol=1e-4, msg=name)
         assert (t[rows:] == 7.0).all(), name
+
+
+@pytest.mark.parametrize("rows", [1, 17, 48])
+def test_a_product_is_added_once(rows: int) -> None:
+    """Of whole numbers, whose sums are exact."""
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randint(-2, 3, (n, DEPTH), generator=generator).bfloat16() for n in (rows, WIDTH))
+    held = torch.randint(-9, 9, (2 * rows, WIDTH), generator=generator).float()
+    want = held.double()
+    want[:rows] += 2 * (x.double() @ weight.double().T)
+    y = held.cuda()
+    launch = program_of("small/added", lambda on: Entry(added, on, {}))
+    for _ in range(2):
+        launch(x.cuda(), weight.cuda(), y[:rows])
+    assert torch.equal(y.cpu().double(), want)

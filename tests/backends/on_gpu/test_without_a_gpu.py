@@ -37,6 +37,7 @@ from .catalogue import (
     entries,
     layers,
     not_as_gb10,
+    not_sliced,
     platform,
     step_entry,
 )
@@ -90,8 +91,10 @@ def test_the_names_are_those_of_the_entries() -> None:
     names = [name for name, _ in entries(H200)]
     assert len(names) == len({*names}) >= 100
     assert {f"blocks/{n}" for n in blocks()} | {f"layers/{n}/span" for n in layers()} < {*names}
-    assert [name for name, _ in entries(TRITON)] == [n for n in names if not n.startswith("gb10/")]
+    own = ("gb10/", "sliced/")
+    assert [name for name, _ in entries(TRITON)] == [n for n in names if not n.startswith(own)]
     assert not_as_gb10(H200) is None and "not triton's" in str(not_as_gb10(TRITON))
+    assert not_sliced(H200) is None and "of triton take whole K" in str(not_sliced(TRITON))
 
 
 def test_a_platform_has_a_backend_for_a_gpu() -> None:
@@ -240,7 +243,7 @@ def test_the_bundles_say_by_which_backend_the_tests_run(
         gpu_platform(None)
 
 
-@pytest.mark.parametrize(("on", "kernels"), [(H200, 20), (TRITON, 23)], ids=["cute", "triton"])
+@pytest.mark.parametrize(("on", "kernels"), [(H200, 21), (TRITON, 24)], ids=["cute", "triton"])
 def test_what_is_prepared_is_loaded(on: Platform, kernels: int, no_compiler: Path) -> None:
     counting = CountingCompiler()
     size = prepare.prepare(on.backend, no_compiler, small(on), counting)

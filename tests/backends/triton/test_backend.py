@@ -18,6 +18,7 @@ from pypto_models.compile import Program, resolve_platform
 from pypto_models.compile import compile as compile_program
 from pypto_models.errors import UserError
 
+from ..cute.epilogue_kernels import DEPTH, WIDTH, added
 from ..cute.support import project, twice, two_regions
 from .support import needs_interpreter, needs_triton
 
@@ -137,6 +138,16 @@ def test_a_product() -> None:
     residual, y = torch.randn(16, 256), torch.zeros(16, 256)
     interpreted(project)(x, w, residual, y)
     torch.testing.assert_close(y.double(), x.double() @ w.double().T + residual.double(), rtol=0, atol=2e-4)
+
+
+@needs_interpreter
+def test_a_product_is_added_once() -> None:
+    """Of whole numbers, whose sums are exact."""
+    x, w = torch.randint(-2, 3, (17, DEPTH)).bfloat16(), torch.randint(-2, 3, (WIDTH, DEPTH)).bfloat16()
+    held = torch.randint(-9, 9, (17, WIDTH)).float()
+    y = held.clone()
+    interpreted(added)(x, w, y)
+    assert torch.equal(y.double(), held.double() + x.double() @ w.double().T)
 
 
 @needs_interpreter

@@ -80,6 +80,7 @@ def test_what_a_tiling_file_fixes_holds_and_what_cannot_be_is_refused() -> None:
             {"slots": 5, "walkers": 100, "step": 256},
             "Triton holds no such tiles: powers of two",
         ),
+        ({"slices": 2}, "Triton's products take whole K"),
         ({"slots": 8, "walkers": 132, "step": 256}, "bytes of shared memory, and a block has 232448"),
     ):
         given = overrides({"qkv_proj": {**keys, "warps_n": 4, "warps_k": 1}})["qkv_proj"]
