@@ -17,6 +17,7 @@ from backends.gpu.timing import ARRIVED, END, START
 from tests.tools.stand_ins import Simulated, Slow, folders, loader, simulated
 from tools import bench
 from tools.gpu_bench import attention, peers, stock, tasks
+from tools.gpu_bench.catalogue import SLICED
 from tools.gpu_bench.report import Report, tables
 
 FAST = ["--ceiling", "0.001", "--batch", "3,1", "--layers", "2"]  # TB/s, so that shares are not over 1
@@ -129,7 +130,8 @@ def test_the_own_launch_of_a_projection(tmp_path: Path, works: bool) -> None:
 
             return [lambda: made.append("norm"), product]
 
-        program.manifest.launches = (Launch("norm", "1", ()), Launch("product", "1", ()))
+        streams = (("pointer", "weight"),)
+        program.manifest.launches = (Launch("norm", "1", ()), Launch("product", "1", streams))
         program.launches = launches  # type: ignore[attr-defined]
         return program
 
@@ -138,6 +140,20 @@ def test_the_own_launch_of_a_projection(tmp_path: Path, works: bool) -> None:
     found = {subject: r["status"] for (subject, _), r in rows(tmp_path / "r.json").items()}
     assert found == {NORMED: "PASS", f"{NORMED}, its own launch": "PASS" if works else "FAIL"}
     assert made[:3] == ["norm", "norm", "product"] and made.count("norm") == 2  # of two layers
+
+
+def test_a_projection_in_slices(tmp_path: Path) -> None:
+    """By its own name, and no launch alone: the last one only finishes what others have streamed."""
+
+    def load(folder: Path) -> Any:
+        program = simulated(SLICED[1])
+        program.manifest.launches = tuple(Launch(x, "1", ()) for x in ("zero", "slices", "epilogue"))
+        program.launches = lambda args: pytest.fail("nothing is measured alone")  # type: ignore[attr-defined]
+        return program
+
+    given = [str(folders(tmp_path, SLICED[1])), *FAST, "--json", str(tmp_path / "r.json")]
+    assert bench.main(given, Slow(), load) == 0
+    assert {s: r["status"] for (s, _), r in rows(tmp_path / "r.json").items()} == {SLICED[1]: "PASS"}
 
 
 def test_a_timing_build(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from backends.cute.compiler import CuteToolchain
+from backends.cute.lower import lower
 from backends.gpu.manifest import read_bundle
 from backends.gpu.timing import ARRIVED, END, EVENTS, START, WAITED
+from pypto_models.compile import lower_for
+from pypto_models.target import load_target
 from tests.backends.cute.support import CountingCompiler, needs_cutlass
 from tests.tools.stand_ins import Slow
 from tools.gpu_bench import prepare, stamps
-from tools.gpu_bench.catalogue import ENTRIES, LAYERS, BenchError, identify
+from tools.gpu_bench.catalogue import ENTRIES, LAYERS, SLICED, BenchError, identify
 from tools.gpu_bench.check import Error, Verdict, Wanted
 from tools.gpu_bench.data import level, spread
 from tools.gpu_bench.measure import Timing, summary, time_calls
@@ -203,8 +206,17 @@ def test_bundles_are_prepared_and_known_again(tmp_path: Path, monkeypatch: pytes
 
 def test_everything_that_the_goals_name_is_prepared() -> None:
     names = [name for name, _, _ in prepare.wanted()]
-    assert len(names) == len({*names}) == len(ENTRIES) + len(LAYERS) == 12
+    assert len(names) == len({*names}) == len(ENTRIES) + len(LAYERS) == 14
     assert {"qwen3_14b-qkv", "qwen3_14b-full-timing", "qwen3_5_27b-gdn"} <= {*names}
+
+
+@pytest.mark.parametrize(("name", "zeroed"), [(SLICED[0], False), (SLICED[1], True)])
+def test_the_cut_of_down_is_for_its_published_size(name: str, zeroed: bool) -> None:
+    entry, target = ENTRIES[name], load_target("h200")
+    constants = entry.constants(entry.kind.configs["full"], "h200")
+    found = lower_for(entry.kernel, (), target, constants, schedules=entry.schedules)
+    kernels = [k.region for k in lower(found.function, target, given=found.overrides).kernels]
+    assert kernels == [*(["down_proj_zero"] if zeroed else []), "down_proj", "down_proj_epilogue"]
 
 
 def test_other_programs_are_refused() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from tools.gpu_bench import ours, peers
-from tools.gpu_bench.catalogue import LAYERS, PROJECTIONS, without
+from tools.gpu_bench.catalogue import LAYERS, PROJECTIONS, SLICED, without
 from tools.gpu_bench.report import TIMED, ours_on
 from tools.gpu_bench.session import LEVEL, RAGGED, Program, Session, subject
 from tools.gpu_bench.tasks import Task
@@ -31,7 +31,7 @@ def _ours(s: Session, backend: str) -> Iterator[Task]:
         for batch in s.batches:
             case = s.case(program, batch)
             yield Task(subject(case), name_of, partial(ours.measure_layer, s, case, program, bare))
-    for name in PROJECTIONS:
+    for name in (*PROJECTIONS, *SLICED):
         if (program_or_none := find(name)) is not None:
             yield Task(name, name_of, partial(ours.measure_product, s, program_or_none))
     for name in LAYERS:

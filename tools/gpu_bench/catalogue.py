@@ -3,12 +3,13 @@
 qwen3_14b/full, qwen3_5_27b/full, qwen3_5_27b/gdn     a layer, from `hidden` to `next_hidden`
 qwen3_14b/full/without, qwen3_5_27b/full/without      the same without its attention
 qwen3_14b/qkv, qwen3_14b/o, .../gate_up, .../down     one projection
+qwen3_14b/down/slices, qwen3_14b/down/red             down with K cut across CTAs, see `CUT`
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from models.common.config import DecoderConfig
@@ -20,10 +21,14 @@ from models.qwen3_14b import harness as harness_14b
 from models.qwen3_14b import step as step_14b
 from pypto_models.language import Kernel
 from pypto_models.language.parameters import constant_names
+from pypto_models.schedule.overrides import Override, overrides
 from tools.gpu_bench import kernels
 
 ROWS = 16
 """Rows of a step, at most."""
+
+CUT = {"rows": ROWS, "n": 5120, "k": 17408, "slices": 2}
+"""How K of down is cut across CTAs, to be measured beside the default, which is whole."""
 
 STAMPS = "stamps"
 """The further output of a timing build."""
@@ -42,12 +47,19 @@ class Entry:
         kernel: its kernel.
         kind: the layer kind whose data it runs on.
         model: whose constants it is compiled with.
+        schedules: what it fixes of them in the place of its tiling file, which only CuTe DSL takes.
     """
 
     name: str
     kernel: Kernel
     kind: LayerKind
     model: DecoderModel
+    schedules: dict[str, Override] = field(default_factory=dict)
+
+    @property
+    def projection(self) -> str:
+        """Which one it is, for one of a model's projections."""
+        return self.name.split("/")[1]
 
     @property
     def is_layer(self) -> bool:
@@ -69,6 +81,10 @@ class Entry:
         return {n: v for n, v in values.items() if n in constant_names(self.kernel)}
 
 
+def _cut(across: str) -> dict[str, Override]:
+    return overrides({"down_proj": {**CUT, "across": across}})
+
+
 def _entries() -> dict[str, Entry]:
     a, b = step_14b.MODEL, step_27b.MODEL
     dense, full, gdn = harness_14b.LAYER, harness_27b.FULL_LAYER, harness_27b.GDN_LAYER
@@ -83,6 +99,8 @@ def _entries() -> dict[str, Entry]:
         Entry("qwen3_14b/o", kernels.bench_o, dense, a),
         Entry("qwen3_14b/gate_up", kernels.bench_gate_up, dense, a),
         Entry("qwen3_14b/down", kernels.bench_down, dense, a),
+        Entry("qwen3_14b/down/slices", kernels.bench_down_slices, dense, a, _cut("workspace")),
+        Entry("qwen3_14b/down/red", kernels.bench_down_red, dense, a, _cut("red")),
     ]
     return {e.name: e for e in made}
 
@@ -92,6 +110,7 @@ ENTRIES: Mapping[str, Entry] = _entries()
 
 LAYERS = ("qwen3_14b/full", "qwen3_5_27b/full", "qwen3_5_27b/gdn")
 PROJECTIONS = ("qwen3_14b/qkv", "qwen3_14b/o", "qwen3_14b/gate_up", "qwen3_14b/down")
+SLICED = ("qwen3_14b/down/slices", "qwen3_14b/down/red")
 
 
 def without(layer: str) -> str:
@@ -140,6 +159,6 @@ def _weights(entry: Entry, c: DecoderConfig) -> dict[str, tuple[int, int]]:
         "down": (c.hidden, c.intermediate),
     }
     if not entry.is_layer:
-        return {"weight": all_shapes[entry.name.rsplit("/", 1)[-1]]}
+        return {"weight": all_shapes[entry.projection]}
     named = {f"w_{n}": s for n, s in all_shapes.items()}
     return {n: s for n, s in named.items() if n in entry.parameters}

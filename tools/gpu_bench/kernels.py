@@ -80,6 +80,28 @@ def bench_down(
 
 
 @pl.jit
+def bench_down_slices(
+    x: pl.Tensor[[TOKENS, INTERMEDIATE], DTYPE],
+    weight: pl.Tensor[[HIDDEN, INTERMEDIATE], DTYPE],
+    residual: pl.Tensor[[TOKENS, HIDDEN], DTYPE],
+    out: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
+):
+    """`bench_down` by another name, for a schedule that cuts K across CTAs and adds the slices in order."""
+    out = project_down(x, weight, residual, out)
+
+
+@pl.jit
+def bench_down_red(
+    x: pl.Tensor[[TOKENS, INTERMEDIATE], DTYPE],
+    weight: pl.Tensor[[HIDDEN, INTERMEDIATE], DTYPE],
+    residual: pl.Tensor[[TOKENS, HIDDEN], DTYPE],
+    out: pl.Out[pl.Tensor[[TOKENS, HIDDEN], DTYPE]],
+):
+    """`bench_down` by another name, for a schedule that cuts K across CTAs and adds them by `red.add`."""
+    out = project_down(x, weight, residual, out)
+
+
+@pl.jit
 def bench_layer_without_attention(
     hidden: pl.Tensor[[TOKENS, HIDDEN], DTYPE],
     positions: pl.Tensor[[TOKENS], pl.INT32],

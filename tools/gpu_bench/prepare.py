@@ -47,10 +47,11 @@ def prepare(
         UserError: a program does not lower for the platform, or CUTLASS is missing.
         ValueError: they take more than may be carried, or no program has such a name.
     """
-    todo = list(wanted(only))
-    if not todo:
-        raise ValueError(f"no program is called {' or '.join(only)}; known: {', '.join(ENTRIES)}")
     target, backend = resolve_platform(platform)
+    if not (todo := list(wanted(only))):
+        raise ValueError(f"no program is called {' or '.join(only)}; known: {', '.join(ENTRIES)}")
+    if backend.name != "cute" and not (todo := [x for x in todo if not x[1].schedules]):
+        raise ValueError(f"{' or '.join(only)} is for CuTe DSL alone")
     for name, entry, timing in todo:
         started = time.monotonic()
         program = compile(
@@ -58,7 +59,7 @@ def prepare(
             platform=platform,
             constants=entry.constants(entry.kind.configs[size], tiling_name(target, backend)),
             backend_options={"timing": True} if timing else {},
-            schedules=schedule_overrides(Path(entry.step.file), target, backend),
+            schedules=schedule_overrides(Path(entry.step.file), target, backend) | entry.schedules,
         )
         shutil.rmtree(folder / name, ignore_errors=True)
         program.save(folder / name)

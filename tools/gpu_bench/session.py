@@ -104,7 +104,7 @@ class Session:
 
     def products(self, program: Program) -> Products:
         """The data of a projection."""
-        config, name = program.found.config, program.found.entry.name.rsplit("/", 1)[-1]
+        config, name = program.found.config, program.found.entry.projection
         out = program.dtypes["out"]
         return make_products(name, config, max(self.batches), self.copies, out, self.device)
 
