@@ -13,11 +13,11 @@ import hypothesis
 import pytest
 import torch
 
+from golden.power_run import one_order_of_sums
 from pypto_models.compile import PROGRAMS
 
 TESTS = Path(__file__).parent
 GOLDEN_TEXT = TESTS / "golden_text"
-CPU = Path("/proc/cpuinfo")  # on Linux
 
 # No deadline: the time of one example on two busy cores says nothing.  A run repeats the last one, so that a
 # red one speaks of the change; EXPLORE=1 draws other examples.
@@ -34,10 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # process of its own, without this.  Where there is a GPU, torch.compile needs a Triton that compiles.
     if no_gpu():
         os.environ.setdefault("TRITON_INTERPRET", "1")
-    # Some comparisons ask for equal roundings.  Where a sum lies at a tie its order decides, which MKL takes
-    # from the CPU; on those that it promises that for, it is to take the same on all.
-    if CPU.exists() and "GenuineIntel" in CPU.read_text(errors="replace"):
-        os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
+    one_order_of_sums()
     # xdist workers share the cores; torch would start one thread per core in each of them.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 import pypto_models.language as pl
-from golden import ScalarSpec, TensorSpec, allclose
+from golden import ScalarSpec, TensorSpec, allclose, power_run
 from golden.bench import Timeout, time_limit
 from golden.power import Case, Check, PowerReport, load_cases, measure_power
 from golden.power_report import Outcome
@@ -307,3 +308,19 @@ def test_command_names_the_kernels_it_knows(tmp_path: Path, capsys: pytest.Captu
     file.write_text(KERNEL_FILE)
     assert main(["power", str(file), "--kernel", "tripled"]) == 2
     assert "known: doubled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cpu", "given", "expected"),
+    [("GenuineIntel", None, "AVX2,STRICT"), ("GenuineIntel", "AVX", "AVX"), ("AuthenticAMD", None, None)],
+)
+def test_sums_have_one_order_on_intel(
+    cpu: str, given: str | None, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"vendor_id : {cpu}\n")
+    monkeypatch.setattr(power_run, "CPU", tmp_path / "cpuinfo")
+    monkeypatch.setenv("MKL_CBWR", given or "")
+    if given is None:
+        monkeypatch.delenv("MKL_CBWR")
+    power_run.one_order_of_sums()
+    assert os.environ.get("MKL_CBWR") == expected
