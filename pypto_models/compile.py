@@ -217,7 +217,8 @@ def _cached(
 ) -> Program:
     def build(*warnings: str) -> Program:
         compiled = lower_function(function, target, check, given)
-        compiled = replace(compiled, warnings=(*compiled.warnings, *warnings))
+        unplanned = () if compiled.plan.checked or backend.native else (compiled.plan.note,)
+        compiled = replace(compiled, warnings=(*unplanned, *compiled.warnings, *warnings))
         if isinstance(backend, Bundles):
             return Program(compiled, backend.bundle(compiled, progress, **options))
         return Program(compiled, backend.build(compiled, **options))
@@ -276,8 +277,7 @@ def lower_function(
     residency.check(final, target)
     graph = build(final, target)
     memory = plan(final, target)
-    warnings = [] if memory.checked else [memory.note]
-    warnings += [f"race: {r.describe()}" for r in certain_races(graph)]
+    warnings = [f"race: {r.describe()}" for r in certain_races(graph)]
     warnings += [f"hazard: {h.describe()}" for h in graph.hazards]
     domains = region_domains(graph)
     seconds = time.perf_counter() - started
