@@ -1,4 +1,4 @@
-"""A kernel whose K a schedule may cut across CTAs."""
+"""Kernels with a product whose K a schedule may cut across CTAs, and some that it may not cut."""
 
 # mypy: disable-error-code="valid-type,type-arg"
 
